@@ -1,0 +1,81 @@
+"""The native core as the operators see it: is it there, which dtypes, how a tensor crosses over."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+__all__ = ["DTYPE_CODES", "GATES", "address", "core", "stream", "why_not_cpu", "why_not_cuda"]
+
+#: Codes of csrc/common/dtype.h.
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+GATES = {"none": 0, "softmax": 1, "sigmoid": 2}
+ACTIVATIONS = {"none": 0, "gelu": 1}
+#: By the value of ``_C.cpu_isa``.
+CPU_ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
+#: The CUDA and Triton kernels' dtypes; the CPU kernels add float64.
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@cache
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("clipweather_fast._C"), ""
+    except ImportError as error:
+        return None, f"the native core could not be loaded ({error}); reinstall with pip install ."
+
+
+@torch.compiler.assume_constant_result
+def why_not_loaded() -> str | None:
+    """``None`` if the native core is there, else the reason."""
+    module, reason = _load()
+    return None if module is not None else reason
+
+
+@torch.compiler.assume_constant_result
+def why_not_cuda_built() -> str | None:
+    """``None`` if the native core is there with CUDA kernels, else the reason."""
+    module, reason = _load()
+    if module is None:
+        return reason
+    return None if module.cuda_built else f"built without CUDA kernels ({module.cuda_reason})"
+
+
+def core() -> ModuleType:
+    """The native core. Call only after ``why_not_*`` said ``None``."""
+    module, reason = _load()
+    if module is None:
+        raise ImportError(reason)
+    return module
+
+
+def why_not_cpu(x: Tensor) -> str | None:
+    """Why the CPU kernels cannot take ``x``, by device and dtype."""
+    if x.device.type != "cpu":
+        return f"the CPU kernels take CPU tensors, got {x.device.type}"
+    if x.dtype not in DTYPE_CODES:
+        return f"the CPU kernels take float32, bfloat16, float16 or float64, got {x.dtype}"
+    return why_not_loaded()
+
+
+def why_not_cuda(x: Tensor) -> str | None:
+    """Why the CUDA kernels cannot take ``x``, by device and dtype."""
+    if x.device.type != "cuda":
+        return f"the CUDA kernels take CUDA tensors, got {x.device.type}"
+    if x.dtype not in GPU_DTYPES:
+        return f"the CUDA kernels take float32, bfloat16 or float16, got {x.dtype}"
+    return why_not_cuda_built()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the tensor's first element lies; 0 stands for an absent optional tensor."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def stream(device: torch.device) -> int:
+    """The current CUDA stream's handle."""
+    return torch.cuda.current_stream(device).cuda_stream

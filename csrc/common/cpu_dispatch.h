@@ -1,0 +1,37 @@
+// Chooses, once at load, which instruction set's copy of a CPU kernel runs.
+//
+// Each csrc/<op>/<op>_cpu.cpp is compiled once per instruction set with CLIPWEATHER_ISA set to
+// baseline, avx2, avx512 or avx512_bf16, which is also the namespace its functions live in.
+// Declare a kernel for all of them with CLIPWEATHER_CPU_KERNEL and call it with CLIPWEATHER_CPU_CALL.
+#pragma once
+
+namespace clipweather {
+
+enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+
+// Best instruction set of this processor that was built, or the one CLIPWEATHER_CPU_ISA names.
+Isa cpu_isa();
+
+}  // namespace clipweather
+
+#define CLIPWEATHER_CPU_KERNEL(function, Args)          \
+  namespace clipweather {                               \
+  namespace baseline { void function(const Args&); }    \
+  namespace avx2 { void function(const Args&); }        \
+  namespace avx512 { void function(const Args&); }      \
+  namespace avx512_bf16 { void function(const Args&); } \
+  }
+
+#if defined(CLIPWEATHER_X86)
+#define CLIPWEATHER_CPU_CALL(function, args)                                             \
+  do {                                                                                   \
+    switch (::clipweather::cpu_isa()) {                                                  \
+      case ::clipweather::Isa::kAvx512Bf16: ::clipweather::avx512_bf16::function(args); break; \
+      case ::clipweather::Isa::kAvx512: ::clipweather::avx512::function(args); break;    \
+      case ::clipweather::Isa::kAvx2: ::clipweather::avx2::function(args); break;        \
+      default: ::clipweather::baseline::function(args);                                  \
+    }                                                                                    \
+  } while (false)
+#else
+#define CLIPWEATHER_CPU_CALL(function, args) ::clipweather::baseline::function(args)
+#endif
