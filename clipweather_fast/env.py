@@ -46,5 +46,5 @@ VARIABLES: dict[str, Variable] = {
 
 
 def read(name: str) -> str:
-    """The value of a declared variable, or its default. Raises ``KeyError`` for an undeclared one."""
+    """The value of a declared variable, or its default. ``KeyError`` for an undeclared one."""
     return os.environ.get(name) or VARIABLES[name].default

@@ -6,6 +6,18 @@ from clipweather_fast.ops._backends import (
     explain,
     use_backend,
 )
+from clipweather_fast.ops.depthwise_conv2d import depthwise_conv2d
 from clipweather_fast.ops.sar_conv2d import sar_conv2d
+from clipweather_fast.ops.sar_logits import sar_logits
+from clipweather_fast.ops.sar_mixer import sar_mixer
 
-__all__ = ["BACKENDS", "BackendUnavailable", "explain", "sar_conv2d", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "BackendUnavailable",
+    "depthwise_conv2d",
+    "explain",
+    "sar_conv2d",
+    "sar_logits",
+    "sar_mixer",
+    "use_backend",
+]

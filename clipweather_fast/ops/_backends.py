@@ -129,11 +129,13 @@ def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str]
         *args, **kwargs: the call's own arguments.
 
     Raises:
-        TypeError: if ``op`` is not one of the package's operators, and whatever the call would raise.
+        TypeError: if ``op`` is not an operator; and whatever the call would raise.
     """
     if op not in _operators:
         names = ", ".join(sorted(operator.name for operator, _ in _operators.values()))
-        raise TypeError(f"explain: op must be a function of clipweather_fast.ops ({names}), got {op!r}")
+        raise TypeError(
+            f"explain: op must be a function of clipweather_fast.ops ({names}), got {op!r}"
+        )
     operator, checked = _operators[op]
     kwargs.pop("backend", None)
     arguments = checked(*args, **kwargs)

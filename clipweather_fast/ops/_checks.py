@@ -1,4 +1,4 @@
-"""Argument checks that every op shares. Each error names the op, what was expected and what came."""
+"""Argument checks that every op shares. Errors name the op, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def tensor(op: str, name: str, value: Any) -> None:
-    """``TypeError`` unless ``value`` is a strided floating-point tensor the ops can compute with."""
+    """``TypeError`` unless ``value`` is a strided floating-point tensor the ops take."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in FLOATS:
@@ -46,9 +46,7 @@ def shape(op: str, name: str, value: Any, letters: str, expected: tuple[int, ...
     """A floating-point tensor of exactly this shape."""
     tensor(op, name, value)
     if tuple(value.shape) != expected:
-        raise ValueError(
-            f"{op}: {name} must be {letters} = {expected}, got {tuple(value.shape)}"
-        )
+        raise ValueError(f"{op}: {name} must be {letters} = {expected}, got {tuple(value.shape)}")
 
 
 def optional_shape(op: str, name: str, value: Any, letters: str, expected: tuple[int, ...]) -> None:
@@ -58,7 +56,7 @@ def optional_shape(op: str, name: str, value: Any, letters: str, expected: tuple
 
 
 def same_device(op: str, x: Tensor, **others: Any) -> None:
-    """Every tensor given lies where ``x`` lies."""
+    """Every tensor given lies where ``x`` lies; None stands for an absent optional one."""
     for name, other in others.items():
         if other is None:
             continue
@@ -97,7 +95,7 @@ def choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def autocast(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """Activations in the autocast dtype where autocast is on (float64 is left alone, as in torch)."""
+    """Activations in the autocast dtype where autocast is on (float64 stays, as in torch)."""
     kind = x.device.type
     if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return (x, *others)

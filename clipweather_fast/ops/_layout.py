@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["channels_last", "empty_like_image", "is_channels_last"]
+__all__ = ["channels_last", "empty_grad", "empty_like_image", "is_channels_last"]
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -22,3 +22,10 @@ def empty_like_image(x: Tensor) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """``x`` (N, C, H, W) as dense (N, H, W, C) memory: itself where it already is, else a copy."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def empty_grad(x: Tensor, parameter: Tensor | None) -> Tensor:
+    """Room for a parameter's gradient, dense; an empty tensor where the parameter is absent."""
+    if parameter is None:
+        return x.new_empty(0)
+    return torch.empty_like(parameter, memory_format=torch.contiguous_format)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 
-__all__ = ["define"]
+__all__ = ["define", "implementation", "register_autograd"]
+
+#: The file of an op's folder that computes for a backend.
+FILES = {"cpu": "native_cpu", "cuda": "native_cuda", "triton": "triton_kernels"}
 
 _library = torch.library.Library("clipweather_fast", "DEF")
 
@@ -15,7 +20,7 @@ _library = torch.library.Library("clipweather_fast", "DEF")
 def define(
     name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
 ) -> None:
-    """Defines ``clipweather_fast::<name><schema>`` with one implementation for CPU and CUDA tensors.
+    """Defines ``clipweather_fast::<name><schema>`` for CPU and CUDA tensors alike.
 
     The last schema argument is ``str backend``: the choice was made before, from metadata.
     """
@@ -30,3 +35,9 @@ def register_autograd(name: str, backward: Callable[..., Any], setup: Callable[.
     torch.library.register_autograd(
         f"clipweather_fast::{name}", backward, setup_context=setup, lib=_library
     )
+
+
+@cache
+def implementation(op: str, backend: str) -> Any:
+    """The module ``ops/<op>/<file of the backend>``, imported when first needed."""
+    return importlib.import_module(f"clipweather_fast.ops.{op}.{FILES[backend]}")

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from clipweather_fast.ops import _checks, _native, _registration
 from clipweather_fast.ops._backends import Operator, explainable, select
-from clipweather_fast.ops._layout import empty_like_image
+from clipweather_fast.ops._layout import empty_grad, empty_like_image
 from clipweather_fast.ops._triton import why_not_triton
-from clipweather_fast.ops.sar_conv2d import native
 from clipweather_fast.ops.sar_conv2d.reference import sar_conv2d_reference
 
 __all__ = ["sar_conv2d"]
@@ -21,7 +20,7 @@ MAX_KERNELS = 8
 
 
 def _why_not_cuda(x: Tensor, *rest: Any) -> str | None:
-    return _native.why_not_cuda(x) or native.why_not_cuda(x, *rest)
+    return _native.why_not_cuda(x)
 
 
 def _why_not_triton(x: Tensor, *rest: Any) -> str | None:
@@ -47,6 +46,37 @@ OPERATOR = Operator(
 )
 
 
+def check_kernels(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    static_weight: Tensor | None,
+    static_bias: Tensor | None,
+) -> None:
+    """The documented errors of the mixed and the static kernels."""
+    _checks.tensor(op, "weight", weight)
+    _checks.same_device(op, x, weight=weight, bias=bias)
+    _checks.same_device(op, x, static_weight=static_weight, static_bias=static_bias)
+    c = x.shape[1]
+    if weight.dim() != 4 or weight.shape[1] != c or weight.shape[2] != weight.shape[3]:
+        raise ValueError(
+            f"{op}: weight must be (K, C, k, k) with C = {c}, got {tuple(weight.shape)}"
+        )
+    kernels, k = weight.shape[0], weight.shape[3]
+    if not 1 <= kernels <= MAX_KERNELS:
+        raise ValueError(
+            f"{op}: weight must hold K = 1 to {MAX_KERNELS} kernels, got K = {kernels}"
+        )
+    if k not in KERNEL_SIZES:
+        raise ValueError(f"{op}: the kernel size k must be 3, 5 or 7, got {k}")
+    _checks.optional_shape(op, "bias", bias, "(K, C)", (kernels, c))
+    _checks.optional_shape(op, "static_weight", static_weight, "(C, 1, k, k)", (c, 1, k, k))
+    _checks.optional_shape(op, "static_bias", static_bias, "(C,)", (c,))
+    if static_bias is not None and static_weight is None:
+        raise ValueError(f"{op}: static_bias needs static_weight; pass both or neither")
+
+
 def _checked(
     x: Tensor,
     logits: Tensor,
@@ -62,24 +92,12 @@ def _checked(
     """The documented errors; the arguments in the registered op's order."""
     op = "sar_conv2d"
     _checks.image(op, "x", x)
-    _checks.same_device(op, x, logits=logits, weight=weight, bias=bias)
-    _checks.same_device(op, x, static_weight=static_weight, static_bias=static_bias)
-    n, c, h, w = x.shape
-    if weight.dim() != 4 or weight.shape[1] != c or weight.shape[2] != weight.shape[3]:
-        raise ValueError(
-            f"{op}: weight must be (K, C, k, k) with C = {c}, got {tuple(weight.shape)}"
-        )
-    kernels, k = weight.shape[0], weight.shape[3]
-    if not 1 <= kernels <= MAX_KERNELS:
-        raise ValueError(f"{op}: weight must hold K = 1 to {MAX_KERNELS} kernels, got K = {kernels}")
-    if k not in KERNEL_SIZES:
-        raise ValueError(f"{op}: the kernel size k must be 3, 5 or 7, got {k}")
+    _checks.tensor(op, "logits", logits)
+    _checks.same_device(op, x, logits=logits)
+    check_kernels(op, x, weight, bias, static_weight, static_bias)
+    n, _, h, w = x.shape
+    kernels = weight.shape[0]
     _checks.shape(op, "logits", logits, "(N, K, H, W)", (n, kernels, h, w))
-    _checks.optional_shape(op, "bias", bias, "(K, C)", (kernels, c))
-    _checks.optional_shape(op, "static_weight", static_weight, "(C, 1, k, k)", (c, 1, k, k))
-    _checks.optional_shape(op, "static_bias", static_bias, "(C,)", (c,))
-    if static_bias is not None and static_weight is None:
-        raise ValueError(f"{op}: static_bias needs static_weight; pass both or neither")
     _checks.choice(op, "gate", gate, tuple(_native.GATES))
     _checks.choice(op, "activation", activation, tuple(_native.ACTIVATIONS))
     x, logits = _checks.autocast(x, logits)
@@ -116,8 +134,8 @@ def sar_conv2d(
 
     Args:
         x: features (N, C, H, W); channels-last is the fast layout, every other is accepted.
-        logits: K maps (N, K, H, W), shared by all channels, in the dtype of ``x``. Non-finite logits
-            make the pixels they belong to NaN and touch no other output pixel.
+        logits: K maps (N, K, H, W), shared by all channels, in the dtype of ``x``. Where they are not
+            finite, that output pixel is NaN and no other is touched.
         weight: K depthwise kernels (K, C, k, k), 1 ≤ K ≤ 8, k ∈ {3, 5, 7} (3 is fast).
         bias: (K, C), mixed by the same maps.
         static_weight: a kernel every pixel shares, (C, 1, k, k).
@@ -125,7 +143,7 @@ def sar_conv2d(
         gate: ``"softmax"`` over K, ``"sigmoid"`` or ``"none"`` (the maps are the weights).
         activation: ``"none"`` or ``"gelu"`` (exact, by erf).
         return_residual: also return R, for distillation.
-        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"``; None: the context's or the best.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"``; None: automatic.
 
     Returns:
         y (N, C, H, W) in the dtype and memory format of ``x``; with ``return_residual`` (y, R).
@@ -183,7 +201,7 @@ def _forward(
     residual = empty_like_image(x) if return_residual else x.new_empty(0)
     if x.numel() == 0:
         return y, residual
-    forward = _implementation(backend).forward
+    forward = _registration.implementation("sar_conv2d", backend).forward
     forward(x, logits, weight, bias, static_weight, static_bias, gate, activation, y, residual)
     return y, residual
 
@@ -211,7 +229,7 @@ def _backward(
         for grad in grads:
             grad.zero_()
         return grads
-    _implementation(backend).backward(
+    _registration.implementation("sar_conv2d", backend).backward(
         grad_y,
         grad_residual,
         x,
@@ -231,10 +249,7 @@ def _empty_grads(
     x: Tensor, logits: Tensor, *parameters: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Room for the gradients; an absent parameter's is an empty tensor."""
-    first, second, third, fourth = (
-        x.new_empty(0) if p is None else torch.empty_like(p, memory_format=torch.contiguous_format)
-        for p in parameters
-    )
+    first, second, third, fourth = (empty_grad(x, p) for p in parameters)
     return empty_like_image(x), empty_like_image(logits), first, second, third, fourth
 
 
@@ -242,14 +257,6 @@ def _backward_fake(
     grad_y: Tensor | None, grad_residual: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _empty_grads(*arguments[:6])
-
-
-def _implementation(backend: str) -> Any:
-    if backend == "triton":
-        from clipweather_fast.ops.sar_conv2d import triton_kernels
-
-        return triton_kernels
-    return native.cuda if backend == "cuda" else native.cpu
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
