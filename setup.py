@@ -5,6 +5,7 @@ The environment variables it obeys are documented in `clipweather_fast/env.py`.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,55 +18,65 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+def build_choice(name: str, default: str, pattern: str, meaning: str) -> str:
+    """The value of a build-time environment variable, or a clear stop."""
+    value = os.environ.get(name) or default
+    if re.fullmatch(pattern, value) is None:
+        raise SystemExit(f"{name} must be {meaning}, got {value!r}")
+    return value
+
+
+def tool(name: str) -> str:
+    """The path of a build tool that the isolated build, or the user, installed."""
+    found = shutil.which(name)
+    if found is None:
+        raise SystemExit(f"{name} was not found; `pip install {name}` provides it")
+    return found
+
+
 class CMakeBuild(build_ext):
-    """Configures and builds CMakeLists.txt in a folder that outlives the call, so that an editable
-    install rebuilds only what changed."""
+    """Configures and builds CMakeLists.txt in a folder of the source tree that outlives the call.
+
+    setuptools gives an editable install a temporary build folder; with our own, the next
+    `pip install -e .` recompiles only what changed.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / "cmake"
-        build.mkdir(parents=True, exist_ok=True)
-        cuda = os.environ.get("CLIPWEATHER_CUDA", "auto")
-        if cuda not in ("auto", "on", "off"):
-            raise SystemExit(f"CLIPWEATHER_CUDA must be auto, on or off, got {cuda!r}")
-        arguments = [
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        cuda = build_choice("CLIPWEATHER_CUDA", "auto", "auto|on|off", "auto, on or off")
+        archs = build_choice(
+            "CLIPWEATHER_CUDA_ARCHS",
+            "",
+            r"(\d+[af]?([,; ]\d+[af]?)*)?",
+            "compute capabilities without the dot, separated by commas, e.g. 80,90",
+        )
+        cmake, ninja = tool("cmake"), tool("ninja")
+        configure = [
+            cmake,
+            *("-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            # Named on every call: an isolated build's tools lie in a new folder each time.
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCLIPWEATHER_OUTPUT_DIR={target.parent}",
             f"-DCLIPWEATHER_OUTPUT_NAME={target.name}",
             f"-DCLIPWEATHER_CUDA={cuda}",
-            f"-DCLIPWEATHER_CUDA_ARCHS={os.environ.get('CLIPWEATHER_CUDA_ARCHS', '')}",
+            f"-DCLIPWEATHER_CUDA_ARCHS={archs}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
         ]
-        cmake = self._tool("cmake")
-        # A cache made by another CMake or Python (an isolated build's) names paths that are gone.
-        subprocess.run(
-            [cmake, "--fresh", "-S", ROOT, "-B", build, "-G", "Ninja", *arguments], check=True
-        ) if self._stale(build) else subprocess.run(
-            [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *arguments], check=True
-        )
+        if self._moved(build):
+            shutil.rmtree(build)
         jobs = [f"-j{self.parallel}"] if self.parallel else []
-        subprocess.run([cmake, "--build", build, *jobs], check=True)
+        for command in (configure, [cmake, "--build", str(build), *jobs]):
+            if subprocess.run(command).returncode != 0:
+                raise SystemExit("the native core could not be built; CMake says why above")
 
     @staticmethod
-    def _stale(build: Path) -> bool:
+    def _moved(build: Path) -> bool:
+        """Whether the cached configuration is that of another folder, which CMake refuses."""
         cache = build / "CMakeCache.txt"
-        if not cache.exists():
-            return False
-        for line in cache.read_text().splitlines():
-            name, _, value = line.partition("=")
-            if name.startswith(("CMAKE_MAKE_PROGRAM:", "CMAKE_COMMAND:")) and not (
-                value and Path(value).exists()
-            ):
-                return True
-        return False
-
-    @staticmethod
-    def _tool(name: str) -> str:
-        found = shutil.which(name)
-        if found is None:
-            raise SystemExit(f"{name} was not found; `pip install {name}` provides it")
-        return found
+        return cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text()
 
 
 setup(
