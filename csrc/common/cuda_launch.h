@@ -6,6 +6,14 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
+
+// Dynamic shared memory of 16-byte alignment; tests/cuda_emulation brings its own.
+#if !defined(CLIPWEATHER_DYNAMIC_SHARED)
+#define CLIPWEATHER_DYNAMIC_SHARED(T, name)                       \
+  extern __shared__ __align__(16) unsigned char name##_storage[]; \
+  T* const name = reinterpret_cast<T*>(name##_storage)
+#endif
 
 namespace clipweather {
 
@@ -33,7 +41,16 @@ class DeviceGuard {
   int device_ = 0;
 };
 
-// After every <<<>>>: a refused launch is an exception, never a silent wrong result.
-inline void check_launch(const char* kernel) { check_cuda(cudaGetLastError(), kernel); }
+// Every kernel starts here: a refused launch is an exception, never a silent wrong result.
+template <class... Expected, class... Given>
+void launch(const char* name, void (*kernel)(Expected...), dim3 grid, unsigned threads,
+            std::size_t shared_bytes, cudaStream_t stream, Given&&... given) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Given>(given)...), name);
+}
 
 }  // namespace clipweather
