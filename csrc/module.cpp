@@ -13,6 +13,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Native core of clipweather_fast: kernels on raw pointers.";
   // Chosen here so that a wrong CLIPWEATHER_CPU_ISA stops the import, not the first kernel.
   module.attr("cpu_isa") = static_cast<int>(clipweather::cpu_isa());
+  module.attr("cpu_isas") = CLIPWEATHER_CPU_ISAS;
 #if defined(CLIPWEATHER_WITH_CUDA)
   module.attr("cuda_built") = true;
 #else

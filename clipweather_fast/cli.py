@@ -1,0 +1,59 @@
+"""The command ``clipweather``. Typer is imported here only, so that the library stays light."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import clipweather_fast
+from clipweather_fast import installation
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clipweather_fast {clipweather_fast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def clipweather(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Fast PyTorch operators for networks that remove snow, rain and haze from pictures.
+
+    Start with `clipweather demo`, which shows what they gain on this machine, and
+    `clipweather env`, which shows what is installed and what runs where.
+    """
+
+
+@app.command()
+def env() -> None:
+    """Print versions, what was built, and for every operator which backends run here, or why not."""
+    for line in installation.report():
+        typer.echo(line)
+
+
+@app.command()
+def demo() -> None:
+    """Swap the fast modules into a network and time it before and after, on a real photograph."""
+    from clipweather_fast import demo as demonstration
+
+    demonstration.run()
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app(prog_name="clipweather")
