@@ -1,0 +1,174 @@
+"""What an accelerated block is: its own class, with a faster forward put before it.
+
+A block keeps its identity, parameters, hooks and attributes; only its class changes, to a subclass
+of the original one. So the original forward is always at hand, and the block takes it whenever the
+fused one would not be the same computation: dropout at work, attention probabilities asked for, a
+hook on a layer the fused pass does not call, arguments it does not know.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from clipweather_fast import ops
+from clipweather_fast.models._structure import AttentionRoles, MlpRoles
+from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads
+
+__all__ = ["Accelerated", "accelerated_class"]
+
+#: Arguments that change what a network collects, not what a block computes.
+IGNORED = ("output_hidden_states", "return_dict", "use_cache")
+
+
+class Accelerated(nn.Module):
+    """Put before the original class in the method resolution order."""
+
+    original: ClassVar[type[nn.Module]]
+    roles: ClassVar[Any]
+
+    def _fusible(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the fused forward is the original computation for this very call."""
+        roles = self.roles
+        expected = 3 if roles.pair else 2
+        if len(args) < expected:
+            return False
+        extras = [*args[expected:], *(v for name, v in kwargs.items() if name not in IGNORED)]
+        if any(extra is not None and extra is not False for extra in extras):
+            return False
+        return not any(_observed(self.get_submodule(name)) for name in roles.bypassed)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        rebuild = (type(self).original, type(self).__mro__[1], self.roles)
+        return _rebuild, rebuild, object.__getstate__(self)
+
+
+class AcceleratedMlp(Accelerated):
+    """Linear, [ReLU], depthwise 3×3 with bias and GELU in one pass over the tokens, Linear."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's arguments and result."""
+        roles = self.roles
+        dropout = self.get_submodule(roles.dropout) if roles.dropout else None
+        if not self._fusible(args, kwargs) or _dropping(dropout):
+            return super().forward(*args, **kwargs)
+        x, height, width = _tokens_and_size(args, roles.pair)
+        x = self.get_submodule(roles.first)(x)
+        if roles.before:
+            x = self.get_submodule(roles.before)(x)
+        convolution = cast(nn.Conv2d, self.get_submodule(roles.convolution))
+        z = as_image(type(self).__name__, x, height, width)
+        z = ops.depthwise_conv2d(z, convolution.weight, convolution.bias, activation="gelu")
+        return self.get_submodule(roles.second)(as_tokens(z))
+
+
+class AcceleratedAttention(Accelerated):
+    """Attention that reads heads where the Linear layers leave them and forms no score matrix."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's arguments and result."""
+        if not self._fusible(args, kwargs) or self._dropping() or self._probabilities_wanted():
+            return super().forward(*args, **kwargs)
+        roles = self.roles
+        x, height, width = _tokens_and_size(args, roles.pair)
+        heads = getattr(self, roles.heads)
+        q = by_heads(self.get_submodule(roles.query)(x), heads)
+        k, v = self._keys_values(self._reduced(x, height, width), heads)
+        scale = getattr(self, roles.scale, None) if roles.scale else None
+        out = ops.reduced_kv_attention(q, k, v, scale=scale).flatten(2)
+        if roles.projection:
+            out = self.get_submodule(roles.projection)(out)
+        if roles.projection_dropout:
+            out = self.get_submodule(roles.projection_dropout)(out)
+        if roles.returns == "tensor":
+            return out
+        return (out,) if roles.returns == "tuple" else (out, None)
+
+    def _dropping(self) -> bool:
+        """Whether attention weights are dropped: a module, or a rate kept as a number."""
+        name = self.roles.attention_dropout
+        if name:
+            return _dropping(self.get_submodule(name))
+        return self.training and getattr(self, "attention_dropout", 0.0) > 0.0
+
+    def _probabilities_wanted(self) -> bool:
+        """Whether the network is configured for an attention that returns its probabilities."""
+        if self.roles.returns != "pair":
+            return False
+        config = getattr(self, "config", None)
+        return getattr(config, "_attn_implementation", "sdpa") != "sdpa"
+
+    def _reduced(self, x: Tensor, height: int, width: int) -> Tensor:
+        roles = self.roles
+        if roles.reduction:
+            return cast(Tensor, self.get_submodule(roles.reduction)(x, height, width))
+        image = as_image(type(self).__name__, x, height, width)
+        if not roles.sr:
+            return x
+        if roles.pool:
+            image = self.get_submodule(roles.pool)(image)
+        x = self.get_submodule(roles.norm)(as_tokens(self.get_submodule(roles.sr)(image)))
+        return self.get_submodule(roles.activation)(x) if roles.activation else x
+
+    def _keys_values(self, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        if len(self.roles.keys_values) == 1:
+            both = by_heads(self.get_submodule(self.roles.keys_values[0])(x), 2 * heads)
+            k, v = both[:, :, :heads], both[:, :, heads:]
+        else:
+            k, v = (by_heads(self.get_submodule(n)(x), heads) for n in self.roles.keys_values)
+        return k, v
+
+
+def accelerated_class(
+    original: type[nn.Module], roles: MlpRoles | AttentionRoles
+) -> type[Accelerated]:
+    """The accelerated subclass of a block's class; one for all blocks alike."""
+    kind = AcceleratedMlp if isinstance(roles, MlpRoles) else AcceleratedAttention
+    return _class_for(original, kind, roles)
+
+
+_classes: dict[tuple[Any, ...], type[Accelerated]] = {}
+
+
+def _class_for(
+    original: type[nn.Module], kind: type[Accelerated], roles: MlpRoles | AttentionRoles
+) -> type[Accelerated]:
+    key = (original, kind, roles)
+    if key in _classes:
+        return _classes[key]
+    members = {
+        "__doc__": f"{original.__name__}, accelerated by clipweather_fast.",
+        "__module__": __name__,
+        "original": original,
+        "roles": roles,
+    }
+    made = type(f"Accelerated{original.__name__}", (kind, original), members)
+    return _classes.setdefault(key, cast(type[Accelerated], made))
+
+
+def _rebuild(
+    original: type[nn.Module], kind: type[Accelerated], roles: MlpRoles | AttentionRoles
+) -> Accelerated:
+    """An empty instance, for pickle and copy to fill (the classes are made at run time)."""
+    made = _class_for(original, kind, roles)
+    return made.__new__(made)
+
+
+def _tokens_and_size(args: tuple[Any, ...], pair: bool) -> tuple[Tensor, int, int]:
+    height, width = (args[1], args[2]) if pair else args[1]
+    return args[0], height, width
+
+
+def _dropping(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Dropout) and module.training and module.p > 0.0
+
+
+def _observed(module: nn.Module) -> bool:
+    """Whether someone listens to this layer's calls."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -1,0 +1,34 @@
+"""Tokens and images are two views of one memory.
+
+Dense tokens (N, H·W, C) are a channels-last image (N, C, H, W): going from one to the other moves
+no byte, and these functions are the only way the modules do it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["as_image", "as_tokens", "by_heads"]
+
+
+def as_image(who: str, x: Tensor, height: int, width: int) -> Tensor:
+    """Tokens (N, L, C) seen as an image (N, C, H, W); channels-last where the tokens are dense.
+
+    Raises:
+        ValueError: if ``x`` is not (N, L, C) with L = H·W.
+    """
+    if x.dim() != 3 or x.shape[1] != height * width:
+        raise ValueError(
+            f"{who}: x must be (N, L, C) with L = H·W = {height}·{width}, got {tuple(x.shape)}"
+        )
+    return x.transpose(1, 2).view(x.shape[0], x.shape[2], height, width)
+
+
+def as_tokens(image: Tensor) -> Tensor:
+    """An image (N, C, H, W) seen as tokens (N, H·W, C); dense where the image is channels-last."""
+    return image.flatten(2).transpose(1, 2)
+
+
+def by_heads(x: Tensor, heads: int) -> Tensor:
+    """Tokens (N, L, heads·d) seen head by head, (N, L, heads, d)."""
+    return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads)
