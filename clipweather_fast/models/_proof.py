@@ -72,7 +72,9 @@ def _run(block: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor | None]:
     outputs = list(output) if isinstance(output, (tuple, list)) else [output]
     total = torch.zeros((), dtype=torch.float64, device="cpu")
     for value in filter(torch.is_tensor, outputs):
-        total = total + (value * torch.arange(value.numel(), device="cpu").cos().view_as(value)).sum()
+        total = (
+            total + (value * torch.arange(value.numel(), device="cpu").cos().view_as(value)).sum()
+        )
     grads = torch.autograd.grad(total, [x, *leaves], allow_unused=True)
     return [*outputs, *grads]
 

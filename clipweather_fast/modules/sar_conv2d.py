@@ -78,9 +78,7 @@ class SARConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, C, H, W) to their residual R (N, C, H, W)."""
-        residual: Tensor = ops.sar_conv2d(
-            x, self.logits(x), self.weight, self.bias, gate=self.gate
-        )
+        residual: Tensor = ops.sar_conv2d(x, self.logits(x), self.weight, self.bias, gate=self.gate)
         return residual
 
     def extra_repr(self) -> str:
