@@ -48,7 +48,7 @@ typedef uint16_t HalfVectorU16 __attribute__((vector_size(kVectorBytes / 2)));
 
 template <class A>
 CLIPWEATHER_INLINE Vector<A> broadcast(A value) {
-  return Vector<A>{} + value;
+  return value - Vector<A>{};  // x - 0 is x for every x, so it folds; 0 + x is not for -0
 }
 
 template <class V>
