@@ -29,7 +29,9 @@ def _print_version(wanted: bool) -> None:
 def clipweather(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Fast PyTorch operators for networks that remove snow, rain and haze from pictures.
@@ -41,7 +43,7 @@ def clipweather(
 
 @app.command()
 def env() -> None:
-    """Print versions, what was built, and for every operator which backends run here, or why not."""
+    """Print versions, what was built, and which backends run each operator, or why not."""
     for line in installation.report():
         typer.echo(line)
 

@@ -1,4 +1,4 @@
-"""What is installed here and what runs where: the facts behind ``clipweather env`` and a bug report."""
+"""What is installed and what runs where: the facts behind ``clipweather env`` and a bug report."""
 
 from __future__ import annotations
 

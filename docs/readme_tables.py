@@ -20,7 +20,12 @@ from clipweather_fast import env, installation, ops
 from clipweather_fast.ops import _native, _triton
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
 #: The device each backend is for; `reference` runs wherever PyTorch does.
 DEVICES = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "reference": "cpu"}
 

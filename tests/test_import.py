@@ -33,8 +33,17 @@ def test_import_is_lean_and_silent() -> None:
     found, printed = probe()
     assert printed == ""
     assert found["device"] is False
-    heavy = {"accelerate", "numpy.testing", "open_clip", "rich", "timm", "torchvision",
-             "transformers", "triton", "typer"}
+    heavy = {
+        "accelerate",
+        "numpy.testing",
+        "open_clip",
+        "rich",
+        "timm",
+        "torchvision",
+        "transformers",
+        "triton",
+        "typer",
+    }
     assert heavy & set(found["modules"]) == set()
 
 

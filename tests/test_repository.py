@@ -52,7 +52,7 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-# ---- operators ------------------------------------------------------------------------------------
+# ---- operators ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -87,7 +87,7 @@ def test_public_functions_document_what_they_promise(operator: str) -> None:
         assert section in text, f"{operator}'s docstring has no {section}"
 
 
-# ---- environment variables ------------------------------------------------------------------------
+# ---- environment variables ---------------------------------------------------------------------
 
 
 def test_environment_is_read_in_one_place() -> None:
@@ -115,7 +115,7 @@ def test_every_variable_that_is_read_is_declared_and_the_other_way_round() -> No
     assert read == set(env.VARIABLES)
 
 
-# ---- dependencies ---------------------------------------------------------------------------------
+# ---- dependencies ------------------------------------------------------------------------------
 
 
 def test_declared_dependencies_are_used_and_used_ones_declared() -> None:
@@ -147,7 +147,7 @@ def test_no_torch_header_in_the_native_core() -> None:
         assert not re.search(r'#\s*include\s*[<"](torch|ATen|c10)/', path.read_text()), path
 
 
-# ---- files ----------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------
 
 
 def test_files_stay_short() -> None:
@@ -172,8 +172,14 @@ def test_nothing_is_left_to_do() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(
-    str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
+    ],
+)
 def test_pages_point_at_files_that_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     code = re.findall(r"`((?:[\w.]+/)+[\w.]+\.\w+|(?:[\w.]+/)+)`", text)
@@ -184,7 +190,7 @@ def test_pages_point_at_files_that_exist(page: str) -> None:
     assert missing == []
 
 
-# ---- what the reader sees -------------------------------------------------------------------------
+# ---- what the reader sees ----------------------------------------------------------------------
 
 
 def test_generated_tables_of_the_readme_are_current() -> None:

@@ -14,9 +14,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from clipweather_fast import env
+from clipweather_fast.ops._tracing import constant_while_tracing
 
 __all__ = ["BACKENDS", "BackendUnavailable", "Operator", "explain", "select", "use_backend"]
 
@@ -54,7 +53,7 @@ def _validated(name: str, source: str) -> str:
     return name
 
 
-@torch.compiler.assume_constant_result
+@constant_while_tracing
 def requested_backend() -> str:
     """The backend named by :func:`use_backend` or ``CLIPWEATHER_BACKEND``, else ``"auto"``.
 

@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from clipweather_fast.ops._tracing import constant_while_tracing
+
 __all__ = ["DTYPE_CODES", "GATES", "address", "core", "stream", "why_not_cpu", "why_not_cuda"]
 
 #: Codes of csrc/common/dtype.h.
@@ -29,14 +31,14 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, f"the native core could not be loaded ({error}); reinstall with pip install ."
 
 
-@torch.compiler.assume_constant_result
+@constant_while_tracing
 def why_not_loaded() -> str | None:
     """``None`` if the native core is there, else the reason."""
     module, reason = _load()
     return None if module is not None else reason
 
 
-@torch.compiler.assume_constant_result
+@constant_while_tracing
 def why_not_cuda_built() -> str | None:
     """``None`` if the native core is there with CUDA kernels, else the reason."""
     module, reason = _load()

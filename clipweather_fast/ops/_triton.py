@@ -6,15 +6,15 @@ import importlib.util
 import os
 from functools import cache
 
-import torch
 from torch import Tensor
 
 from clipweather_fast.ops._native import GPU_DTYPES
+from clipweather_fast.ops._tracing import constant_while_tracing
 
 __all__ = ["interpreted", "why_not_triton"]
 
 
-@torch.compiler.assume_constant_result
+@constant_while_tracing
 def interpreted() -> bool:
     """Whether Triton interprets kernels on CPU tensors (``TRITON_INTERPRET=1``)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -35,7 +35,7 @@ def _why_not_installed() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_while_tracing
 def _why_not_runnable() -> str | None:
     return _why_not_installed()
 
