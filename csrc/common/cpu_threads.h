@@ -4,23 +4,22 @@
 
 #include <cstdint>
 
-#if defined(_OPENMP)
 #include <omp.h>
-#endif
 
 namespace clipweather {
 namespace {  // one copy per translation unit: these are compiled for different instruction sets
 
-// Calls body(task) for task in [0, tasks). Threads are those of torch: the caller passes
-// torch.get_num_threads(), and `import torch` comes first so that both share one OpenMP runtime.
+// Calls body(task, thread) for task in [0, tasks), thread in [0, threads). Threads are those of torch:
+// the caller passes torch.get_num_threads(), and `import torch` comes first so that both share one
+// OpenMP runtime.
 template <class Body>
 inline void parallel_tasks(int64_t tasks, int threads, const Body& body) {
   if (threads <= 1 || tasks <= 1) {
-    for (int64_t task = 0; task < tasks; ++task) body(task);
+    for (int64_t task = 0; task < tasks; ++task) body(task, 0);
     return;
   }
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t task = 0; task < tasks; ++task) body(task);
+  for (int64_t task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
 }
 
 // The calling task's thread, from 0: names its own workspace.

@@ -1,4 +1,4 @@
-// sar_conv2d: y = activation(DWConv(x, static) + sum_n gate(logits)_n * (DWConv(x, weight_n) + bias_n)).
+// sar_conv2d: y = activation(DWConv(x, static) + sum_n gate(logits)_n (DWConv(x, weight_n) + bias_n)).
 //
 // The same kernels serve depthwise_conv2d: no mixed kernels (kernels = 0), only the static one.
 #pragma once

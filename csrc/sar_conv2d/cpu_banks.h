@@ -1,0 +1,146 @@
+// What every CPU kernel of the family shares: the kernels packed as banks, and the gate.
+//
+// A "bank" is a depthwise kernel with its bias. Bank 0, the unit bank, has weight one at every pixel;
+// bank m >= 1 has weight maps[m - 1]. Where the maps are a softmax, which sums to one, kernel K-1 is
+// folded into the unit bank and the others become differences to it: exact algebra, one convolution
+// fewer and the static one for free. Differences are formed in A (fp32), never in 16 bits. A wanted
+// residual needs the static part alone, so then nothing is folded.
+#pragma once
+
+#include "common/cpu_buffer.h"
+#include "common/cpu_math.h"
+#include "common/cpu_threads.h"
+#include "common/cpu_vector.h"
+#include "sar_conv2d/sar_conv2d.h"
+
+namespace clipweather {
+namespace CLIPWEATHER_ISA {
+
+struct Folding {
+  bool folded;
+  int mixed;  // banks that have a map
+
+  // One softmax map alone is kept (it is 1, or NaN where its logit is), so that NaN shows.
+  Folding(const SarConv2dSizes& size, bool wants_residual)
+      : folded(size.gate == Gate::kSoftmax && size.kernels > 1 && !wants_residual),
+        mixed(folded ? size.kernels - 1 : size.kernels) {}
+};
+
+// Banks of one call, channel block by channel block (kLanes<A> channels each):
+//   taps   [block][row of the kernel][bank][column of the kernel][lane]
+//   biases [block][bank][lane]
+template <class A>
+struct Banks {
+  int count;  // 1 + mixed
+  int kernel_size;
+  int64_t channels, blocks;
+  Buffer<A> taps, biases;
+
+  Banks(int count_, int kernel_size_, int64_t channels_)
+      : count(count_),
+        kernel_size(kernel_size_),
+        channels(channels_),
+        blocks(ceil_div(channels_, kLanes<A>)),
+        taps(blocks * tap_stride()),
+        biases(blocks * count * kLanes<A>) {
+    taps.zero(blocks * tap_stride());
+    biases.zero(blocks * count * kLanes<A>);
+  }
+
+  int64_t tap_stride() const { return int64_t{count} * kernel_size * kernel_size * kLanes<A>; }
+  const A* taps_of(int64_t block) const { return taps.get() + block * tap_stride(); }
+  const A* biases_of(int64_t block) const { return biases.get() + block * count * kLanes<A>; }
+
+  // Adds sign * kernel (C, k, k) and bias (C) to a bank; null pointers add nothing.
+  void add(int bank, A sign, const A* kernel, const A* bias) {
+    const int k = kernel_size;
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t block = c / kLanes<A>, lane = c % kLanes<A>;
+      if (bias != nullptr) biases.get()[(block * count + bank) * kLanes<A> + lane] += sign * bias[c];
+      if (kernel == nullptr) continue;
+      A* out = taps.get() + block * tap_stride() + lane;
+      for (int row = 0; row < k; ++row)
+        for (int column = 0; column < k; ++column)
+          out[((row * count + bank) * k + column) * kLanes<A>] +=
+              sign * kernel[(c * k + row) * k + column];
+    }
+  }
+};
+
+template <class A>
+void fill_banks(Banks<A>& banks, const SarConv2dInputs& in, const SarConv2dSizes& size,
+                const Folding& folding) {
+  const int64_t kernel = size.c * size.kernel_size * size.kernel_size;
+  const A* weight = static_cast<const A*>(in.weight);
+  const A* bias = static_cast<const A*>(in.bias);
+  const auto weight_of = [&](int n) { return weight + n * kernel; };
+  const auto bias_of = [&](int n) { return bias == nullptr ? nullptr : bias + n * size.c; };
+  banks.add(0, A(1), static_cast<const A*>(in.static_weight),
+            static_cast<const A*>(in.static_bias));
+  const int last = size.kernels - 1;
+  if (folding.folded) banks.add(0, A(1), weight_of(last), bias_of(last));
+  for (int m = 0; m < folding.mixed; ++m) {
+    banks.add(m + 1, A(1), weight_of(m), bias_of(m));
+    if (folding.folded) banks.add(m + 1, A(-1), weight_of(last), bias_of(last));
+  }
+}
+
+template <class T>
+CLIPWEATHER_INLINE typename Accumulate<T>::type load_one(const T* p) {
+  return load_first(p, 1)[0];
+}
+template <class T>
+CLIPWEATHER_INLINE void store_one(T* p, typename Accumulate<T>::type value) {
+  store_first(p, broadcast(value), 1);
+}
+
+// Room for one row of maps, planar: [K][padded width]. Padding lets whole vectors run over the end.
+template <class A>
+inline int64_t padded(int64_t width) {
+  return ceil_div(width, kLanes<A>) * kLanes<A>;
+}
+
+// Logits of `count` pixels from (n, k, h, w0) on, to planar[k * padded + i].
+template <class T, class A>
+void read_logits(const T* logits, const int64_t* stride, int kernels, int64_t n, int64_t h,
+                 int64_t w0, int64_t count, A* planar) {
+  const int64_t width = padded<A>(count);
+  for (int k = 0; k < kernels; ++k) {
+    const T* p = logits + n * stride[0] + k * stride[1] + h * stride[2] + w0 * stride[3];
+    A* out = planar + k * width;
+    for (int64_t i = 0; i < count; ++i) out[i] = load_one(p + i * stride[3]);
+    for (int64_t i = count; i < width; ++i) out[i] = 0;
+  }
+}
+
+// Turns planar logits into weight maps, in place.
+template <class A>
+void apply_gate(Gate gate, int kernels, int64_t count, A* planar) {
+  const int64_t width = padded<A>(count);
+  if (gate == Gate::kNone) return;
+  for (int64_t i = 0; i < width; i += kLanes<A>) {
+    if (gate == Gate::kSigmoid) {
+      for (int k = 0; k < kernels; ++k) {
+        A* p = planar + k * width + i;
+        store(p, A(1) / (A(1) + exp(-load(p))));
+      }
+      continue;
+    }
+    Vector<A> highest = load(planar + i);
+    for (int k = 1; k < kernels; ++k) highest = max(highest, load(planar + k * width + i));
+    Vector<A> total{};
+    for (int k = 0; k < kernels; ++k) {
+      A* p = planar + k * width + i;
+      const Vector<A> e = exp(load(p) - highest);
+      store(p, e);
+      total += e;
+    }
+    for (int k = 0; k < kernels; ++k) {
+      A* p = planar + k * width + i;
+      store(p, load(p) / total);
+    }
+  }
+}
+
+}  // namespace CLIPWEATHER_ISA
+}  // namespace clipweather
