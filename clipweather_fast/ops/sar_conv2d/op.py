@@ -134,8 +134,8 @@ def sar_conv2d(
 
     Args:
         x: features (N, C, H, W); channels-last is the fast layout, every other is accepted.
-        logits: K maps (N, K, H, W), shared by all channels, in the dtype of ``x``. Where they are not
-            finite, that output pixel is NaN and no other is touched.
+        logits: K maps (N, K, H, W), shared by all channels, in the dtype of ``x``. Where they are
+            not finite, that output pixel is NaN and no other is touched.
         weight: K depthwise kernels (K, C, k, k), 1 ≤ K ≤ 8, k ∈ {3, 5, 7} (3 is fast).
         bias: (K, C), mixed by the same maps.
         static_weight: a kernel every pixel shares, (C, 1, k, k).

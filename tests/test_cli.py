@@ -1,0 +1,71 @@
+"""The command ``clipweather``, as a stranger meets it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import clipweather_fast
+from clipweather_fast import installation, ops
+
+
+def clipweather(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "clipweather_fast", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_version() -> None:
+    done = clipweather("--version")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"clipweather_fast {clipweather_fast.__version__}\n",
+    )
+
+
+def test_help_names_every_command_and_what_the_package_is_for() -> None:
+    done = clipweather("--help")
+    words = re.sub(r"[\s│]+", " ", done.stdout)
+    assert done.returncode == 0
+    assert "remove snow, rain and haze from pictures" in words
+    for command in ("env", "demo"):
+        assert f" {command} " in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(("--colour",), "--colour"), (("env", "--all"), "--all"), (("dmeo",), "dmeo")],
+)
+def test_wrong_words_exit_2_and_are_named(arguments: tuple[str, ...], named: str) -> None:
+    done = clipweather(*arguments)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_env_answers_for_every_operator_and_backend() -> None:
+    done = clipweather("env")
+    assert done.returncode == 0, done.stderr
+    assert f"torch            {torch.__version__}" in done.stdout
+    _, _, listing = done.stdout.partition("operators on cpu, float32:\n")
+    blocks = re.findall(r"^  (\w+)\n((?:    .*\n)+)", listing, re.MULTILINE)
+    cpu = dict(blocks[: len(installation.SAMPLES)])
+    assert sorted(cpu) == sorted(installation.SAMPLES)
+    for answers in cpu.values():
+        rows = [line.split(maxsplit=1) for line in answers.splitlines()]
+        assert [name for name, _ in rows] == list(ops.BACKENDS)
+        for _, answer in rows:
+            assert answer in ("yes", "yes (chosen)") or re.fullmatch(r"no: .{20,}", answer)
+        assert sum(answer == "yes (chosen)" for _, answer in rows) == 1
+
+
+@pytest.mark.parametrize("operator", sorted(installation.SAMPLES))
+def test_every_sample_is_a_call_that_works(operator: str) -> None:
+    getattr(ops, operator)(*installation.sample(operator, "cpu"))
