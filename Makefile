@@ -8,7 +8,7 @@ SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 ISAS = baseline avx2 avx512 avx512_bf16
 
 .PHONY: build test isa triton lint format types tables cuda-check triton-check sanitize bench \
-  bench-quick gpu wheel sdist check clean
+  bench-quick gpu wheel sdist dist check clean
 
 build:  ## install in place; recompiles only the kernels that changed
 	$(PYTHON) -m pip install --quiet --no-deps -e .
@@ -81,7 +81,10 @@ wheel:
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
 
 sdist:
-	$(PYTHON) -m build --sdist
+	$(PYTHON) -c 'import setuptools.build_meta as backend; print(backend.build_sdist("dist"))'
+
+dist: sdist  ## a source distribution, and the proof that it builds
+	CLIPWEATHER_CUDA=off $(PYTHON) -m pip wheel --no-deps --wheel-dir dist/from-sdist dist/*.tar.gz
 
 check: lint types test isa triton triton-check cuda-check
 
