@@ -70,7 +70,8 @@ def test_one_openmp_runtime_serves_torch_and_the_kernels() -> None:
 
 def test_kernels_of_an_instruction_set_share_no_function_with_the_others() -> None:
     """Of a function that several objects define (an inline std:: one) the linker keeps one copy,
-    and the AVX-512 one would crash an older processor. An object may define only its own namespace's.
+    and the AVX-512 one would crash an older processor. An object may define only what is in its
+    own namespace.
     """
     build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
     objects = sorted(build.glob("CMakeFiles/cpu_*.dir/**/*.o"))
