@@ -1,0 +1,1 @@
+"""Benchmarks of clipweather_fast: `pytest benchmarks`, then `python -m benchmarks.report`."""

@@ -1,0 +1,146 @@
+"""Options of `pytest benchmarks`, the fixture that measures a case, and the writing of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import allocator, machine, roofs
+from benchmarks.contest import Contest, Settings
+from benchmarks.results import RESULTS, Store
+from benchmarks.subject import SCOPES
+
+_CACHE_BYTES = 32 << 20
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("clipweather benchmarks")
+    group.addoption("--quick", action="store_true", help="a few small cases in seconds; no results")
+    group.addoption("--full", action="store_true", help="every shape, not only the headline's")
+    group.addoption("--bench-device", choices=("cpu", "cuda"), default="cpu")
+    group.addoption(
+        "--bench-allocator",
+        choices=("tuned", "default"),
+        default="tuned",
+        help="default: glibc as it comes, for a second look; topics get the suffix _default_malloc",
+    )
+    group.addoption("--bench-threads", type=int, default=1, help="threads of every contestant")
+    group.addoption("--bench-seconds", type=float, help="time for one case's rounds")
+    group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
+    group.addoption("--bench-results", type=Path, default=RESULTS, help="where complete runs go")
+
+
+def _scope(config: pytest.Config) -> str:
+    return "quick" if config.option.quick else "full" if config.option.full else "headline"
+
+
+class Run:
+    """The state of one session: settings, contest, store, and how far each topic is."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        option = config.option
+        self.tuned = option.bench_allocator == "tuned" and allocator.tune()
+        self.suffix = "" if option.bench_allocator == "tuned" else "_default_malloc"
+        torch.set_num_threads(option.bench_threads)
+        scope, device = _scope(config), option.bench_device
+        quick = scope == "quick"
+        facts = machine.facts(device)
+        self.settings = Settings(
+            device=device,
+            scope=scope,
+            seconds=option.bench_seconds or (0.1 if quick else 1.0),
+            rounds=(2, 5) if quick else (5, 100),
+            compile=not (option.no_compile or quick),
+            threads=option.bench_threads,
+            cache_bytes=max(_CACHE_BYTES, facts.get("l2_bytes", 0)),
+        )
+        self.contest = Contest(self.settings)
+        self.expected: dict[str, int] = {}
+        self.failed: set[str] = set()
+        self.written: list[Path] = []
+        self._results: Path = option.bench_results
+        self._facts, self._store = facts, None
+
+    @property
+    def store(self) -> Store:
+        """Made with the first result, because its header holds the roofs measured in this run."""
+        if self._store is None:
+            settings = self.settings
+            header: dict[str, Any] = {
+                "machine": self._facts,
+                "versions": machine.versions(),
+                **machine.commit(),
+                "device": settings.device,
+                "scope": settings.scope,
+                "threads": settings.threads,
+                "allocator": allocator.describe(self.tuned),
+                "seconds_per_case": settings.seconds,
+                "roofs": roofs.measured(settings.device),
+            }
+            self._store = Store(machine.name(settings.device), header, self._results)
+        return self._store
+
+    def record(self, topic: str, case: dict[str, Any]) -> None:
+        """Keeps a case; the last one of a topic makes its file final."""
+        self.store.add(topic, case)
+        complete = self.store.count(topic) == self.expected[topic] and topic not in self.failed
+        if complete and self.settings.scope != "quick":
+            self.written.append(self.store.finish(topic))
+
+
+_RUN = pytest.StashKey[Run]()
+
+
+def _run(config: pytest.Config) -> Run:
+    if _RUN not in config.stash:
+        config.stash[_RUN] = Run(config)
+    return config.stash[_RUN]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every benchmark file states its cases; the run takes those of its scope."""
+    if "case" not in metafunc.fixturenames:
+        return
+    run = _run(metafunc.config)
+    admitted = SCOPES[: SCOPES.index(run.settings.scope) + 1]
+    if run.suffix:
+        admitted = tuple(scope for scope in admitted if scope != "full")
+    cases = [c for c in metafunc.module.cases(run.settings.device) if c.scope in admitted]
+    topic = metafunc.module.SUBJECT.topic + run.suffix
+    run.expected[topic] = run.expected.get(topic, 0) + len(cases)
+    metafunc.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            clock = _run(config).settings.clock
+            item.add_marker(pytest.mark.benchmark(timer=clock, group=item.path.stem))
+            # torch.compile and its compilers warn at their own discretion.
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@pytest.fixture
+def measured(benchmark: Any, request: pytest.FixtureRequest) -> Any:
+    """``measured(subject, case)`` checks and times a case, and keeps its record."""
+    run = _run(request.config)
+    if run.settings.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+    def measure(subject: Any, case: Any) -> None:
+        topic = subject.topic + run.suffix
+        record = run.contest.run(benchmark, subject, case)
+        benchmark.extra_info["error"] = record.get("error")
+        if record:
+            run.record(topic, record)
+
+    return measure
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for path in _run(config).written:
+        terminalreporter.write_line(f"complete: {path}")
