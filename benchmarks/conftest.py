@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,11 @@ def _run(config: pytest.Config) -> Run:
     if _RUN not in config.stash:
         config.stash[_RUN] = Run(config)
     return config.stash[_RUN]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The compiler's trace of itself; pytest would print pages of it under a failure.
+    logging.getLogger("torch.__trace").propagate = False
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -123,8 +123,8 @@ class Contest:
         return found
 
     def _times(self, benchmark: Any, lanes: list[Lane]) -> dict[str, list[float]]:
-        """Samples by contestant: in every round each of them once, so that a change of the machine's
-        mood meets all."""
+        """Samples by contestant: each of them once in every round, so that whatever else the
+        machine does meets all alike."""
         clock, (*opponents, ours) = self.settings.clock, lanes
         for lane in lanes:
             lane.warm(2)

@@ -15,24 +15,34 @@ from benchmarks.subject import Case, Contestant, Inputs, Subject, leaf
 
 __all__ = ["Lane", "Pool", "graph_seconds", "memory", "summary"]
 
-_MAX_SETS = {"cpu": 32, "cuda": 64}
+_MAX_SETS = 128
 
 
 class Pool:
-    """Sets of inputs per memory format, together twice as large as the last-level cache, so that no
-    contestant finds its inputs still warm from the round before."""
+    """Sets of inputs per memory format, together twice as large as the last-level cache.
+
+    All contestants of a format draw from one rotation: nobody finds its inputs still warm, neither
+    from its own last turn nor from the contestant before it.
+    """
 
     def __init__(self, subject: Subject, case: Case, device: str, cache_bytes: int) -> None:
         self._subject, self._case, self._device = subject, case, device
         self._sets: dict[str, list[Inputs]] = {}
+        self._turns: dict[str, int] = {}
         least = max(1, subject.work(case.size, case.dtype, "forward").bytes)
-        self.count = min(_MAX_SETS[device], max(2, -(-2 * cache_bytes // least)))
+        self.count = min(_MAX_SETS, max(2, -(-2 * cache_bytes // least)))
 
     def sets(self, layout: str) -> list[Inputs]:
         """The sets of one memory format; parameters are the same tensors in all of them."""
         if layout not in self._sets:
             self._sets[layout] = self._make(layout)
         return self._sets[layout]
+
+    def next(self, layout: str) -> Inputs:
+        """The set whose turn it is."""
+        turn = self._turns.get(layout, 0)
+        self._turns[layout] = turn + 1
+        return self.sets(layout)[turn % self.count]
 
     def _make(self, layout: str) -> list[Inputs]:
         subject, case = self._subject, self._case
@@ -58,17 +68,14 @@ class Lane:
         self.contestant, self.direction = contestant, case.direction
         self._names = subject.differentiable
         self._parameters = [name for name in self._names if name not in subject.rotating]
-        self._sets = pool.sets(contestant.layout)
-        self._turn = 0
+        self._pool = pool
         self._direction_of_y: Tensor | None = None
 
     def prepare(self) -> Callable[[], Any]:
         """The next call to be timed; everything that is not part of it is done here."""
         if torch.get_num_threads() != self.contestant.threads:
             torch.set_num_threads(self.contestant.threads)
-        inputs = self._sets[self._turn % len(self._sets)]
-        self._turn += 1
-        return self.call_on(inputs)
+        return self.call_on(self._pool.next(self.contestant.layout))
 
     def call_on(self, inputs: Inputs) -> Callable[[], Any]:
         """The timed call on one set of inputs."""
@@ -97,13 +104,13 @@ class Lane:
 
     def first_set(self) -> tuple[Inputs, set[int]]:
         """A set of inputs, and the addresses of its parameters."""
-        inputs = self._sets[0]
+        inputs = self._pool.sets(self.contestant.layout)[0]
         return inputs, {
             leaf(inputs, name).untyped_storage().data_ptr() for name in self._parameters
         }
 
     def all_sets(self) -> list[Callable[[], Any]]:
-        return [self.call_on(inputs) for inputs in self._sets]
+        return [self.call_on(inputs) for inputs in self._pool.sets(self.contestant.layout)]
 
 
 def _without_grad(call: Any, inputs: Inputs) -> Tensor:

@@ -1,7 +1,7 @@
 """Result files: written whole or not at all, and replaced only by a complete run.
 
-While a run goes on, what it has measured so far lies under ``build/benchmarks/<machine>/``. When all
-cases of a topic have passed, the topic's file under ``benchmarks/results/<machine>/`` is replaced.
+While a run goes on, what it has measured so far lies under ``build/benchmarks/<machine>/``. When
+all cases of a topic have passed, its file under ``benchmarks/results/<machine>/`` is replaced.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def _matmul(device: str, dtype: torch.dtype) -> float:
 def measured(device: str) -> dict[str, float]:
     """Copy bandwidth, matrix products, and the rate of multiply-adds outside matrix units.
 
-    On the CPU that rate is taken from the fp32 matrix product, which keeps the vector units full. On
-    a GPU it is arithmetic: multiprocessors × lanes × highest clock, one instruction each.
+    On the CPU that rate is taken from the fp32 matrix product, which keeps the vector units full.
+    On a GPU it is arithmetic: multiprocessors × lanes × highest clock, one instruction each.
     """
     roofs = {"copy_bytes_per_s": _copy(device)}
     dtypes = (torch.float32, torch.bfloat16)

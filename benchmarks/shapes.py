@@ -1,7 +1,7 @@
-"""The shapes of the shipped network, by name: its four stages at the sizes of pictures people have.
+"""The shapes of the shipped network, by name: its four stages at common sizes of pictures.
 
-Stage i of the encoder works at stride 4, 8, 16, 32 with 64, 128, 320, 512 channels; the hidden width
-of its feed-forward layers is twice that.
+Stage i of the encoder works at stride 4, 8, 16, 32 with 64, 128, 320, 512 channels; the hidden
+width of its feed-forward layers is twice that.
 """
 
 from __future__ import annotations

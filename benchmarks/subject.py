@@ -53,9 +53,9 @@ class Case:
 class Work:
     """The least a call must do.
 
-    ``bytes`` counts every input read once and every output written once. ``fma`` counts multiply-adds
-    of the cheapest known algorithm, activations left out. ``extra`` estimates the other instructions
-    of a GPU (conversions, bounds, GELU) so that its issue roof can be stated.
+    ``bytes`` counts every input read once and every output written once. ``fma`` counts the
+    multiply-adds of the cheapest known algorithm, activations left out. ``extra`` estimates the
+    other instructions of a GPU (conversions, bounds, GELU), so that its issue roof can be stated.
     """
 
     bytes: int
@@ -98,7 +98,7 @@ class Subject:
 
     topic: str
     inputs: Callable[[Any, torch.dtype, str, str, torch.Generator], Inputs]
-    ours: Callable[[Inputs, "str | None"], Tensor]
+    ours: Callable[[Inputs, str | None], Tensor]
     reference: Call
     differentiable: tuple[str, ...]
     rotating: tuple[str, ...]
