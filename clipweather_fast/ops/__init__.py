@@ -7,6 +7,7 @@ from clipweather_fast.ops._backends import (
     use_backend,
 )
 from clipweather_fast.ops.depthwise_conv2d import depthwise_conv2d
+from clipweather_fast.ops.reduced_kv_attention import reduced_kv_attention
 from clipweather_fast.ops.sar_conv2d import sar_conv2d
 from clipweather_fast.ops.sar_logits import sar_logits
 from clipweather_fast.ops.sar_mixer import sar_mixer
@@ -16,6 +17,7 @@ __all__ = [
     "BackendUnavailable",
     "depthwise_conv2d",
     "explain",
+    "reduced_kv_attention",
     "sar_conv2d",
     "sar_logits",
     "sar_mixer",

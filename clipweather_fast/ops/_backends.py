@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clipweather_fast import env
@@ -41,6 +41,9 @@ class Operator:
     name: str
     why_not: dict[str, WhyNot]
     prefers: Callable[..., tuple[str, ...]] | None = None
+    #: Where the automatic choice runs something else under a backend's name than the name alone
+    #: would (PyTorch's fused attention in place of the definition): what it runs, for ``explain``.
+    automatic: dict[str, str] = field(default_factory=dict)
 
 
 _named: ContextVar[str | None] = ContextVar("clipweather_backend", default=None)
@@ -121,7 +124,8 @@ def explainable(op: Operator, checked: Callable[..., tuple[Any, ...]]) -> Callab
 def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str]:
     """For each backend ``"yes"``, or the sentence that says why it cannot run this very call.
 
-    The automatic choice is marked ``"yes (chosen)"``.
+    The automatic choice is marked ``"yes (chosen)"``, or ``"yes (chosen, by …)"`` where it runs
+    something else than the backend does when it is named.
 
     Args:
         op: a function of :mod:`clipweather_fast.ops`.
@@ -139,5 +143,7 @@ def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str]
     kwargs.pop("backend", None)
     arguments = checked(*args, **kwargs)
     answers = {name: operator.why_not[name](*arguments) or "yes" for name in BACKENDS}
-    answers[select(operator, "auto", *arguments)] = "yes (chosen)"
+    chosen = select(operator, "auto", *arguments)
+    runs = operator.automatic.get(chosen)
+    answers[chosen] = "yes (chosen)" if runs is None else f"yes (chosen, by {runs})"
     return answers

@@ -22,15 +22,6 @@ inline void parallel_tasks(int64_t tasks, int threads, const Body& body) {
   for (int64_t task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
 }
 
-// The calling task's thread, from 0: names its own workspace.
-inline int64_t thread_number() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
