@@ -84,7 +84,8 @@ def parameter_dtype(op: str, x: Tensor, **parameters: Tensor | None) -> None:
         if parameter is None or parameter.dtype == x.dtype:
             continue
         if parameter.dtype != torch.float32 or x.dtype == torch.float64:
-            allowed = f"{x.dtype}" + ("" if x.dtype == torch.float64 else " or torch.float32")
+            both = x.dtype in (torch.bfloat16, torch.float16)
+            allowed = f"{x.dtype}" + (" or torch.float32" if both else "")
             raise TypeError(f"{op}: {name} must be {allowed}, got {parameter.dtype}")
 
 

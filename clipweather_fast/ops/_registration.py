@@ -31,10 +31,20 @@ def define(
 
 
 def register_autograd(name: str, backward: Callable[..., Any], setup: Callable[..., Any]) -> None:
-    """Gives ``clipweather_fast::<name>`` its gradient."""
+    """Gives ``clipweather_fast::<name>`` its gradient, and ``<name>_backward`` none: it raises.
+
+    Without that, PyTorch would warn and treat the gradients as constants.
+    """
     torch.library.register_autograd(
         f"clipweather_fast::{name}", backward, setup_context=setup, lib=_library
     )
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(
+            f"{name}: second derivatives are not implemented; use backend='reference'"
+        )
+
+    torch.library.register_autograd(f"clipweather_fast::{name}_backward", refuse, lib=_library)
 
 
 @cache

@@ -157,10 +157,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _autograd(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors  # read once: under activation checkpointing a second time raises
     grads = torch.ops.clipweather_fast.depthwise_conv2d_backward(
-        grad_y, *ctx.saved_tensors, ctx.activation, ctx.backend
+        grad_y, *saved, ctx.activation, ctx.backend
     )
-    grad_bias = None if ctx.saved_tensors[2] is None else grads[2]
+    grad_bias = None if saved[2] is None else grads[2]
     return grads[0], grads[1], grad_bias, None, None
 
 

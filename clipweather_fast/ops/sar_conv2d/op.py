@@ -270,10 +270,11 @@ def _autograd(ctx: Any, grad_y: Tensor | None, grad_residual: Tensor | None) -> 
         grad_residual = None
     if grad_y is None and grad_residual is None:
         return (None,) * 10
+    saved = ctx.saved_tensors  # read once: under activation checkpointing a second time raises
     grads = torch.ops.clipweather_fast.sar_conv2d_backward(
-        grad_y, grad_residual, *ctx.saved_tensors, ctx.gate, ctx.activation, ctx.backend
+        grad_y, grad_residual, *saved, ctx.gate, ctx.activation, ctx.backend
     )
-    wanted = zip(grads, ctx.saved_tensors, strict=True)
+    wanted = zip(grads, saved, strict=True)
     return (*(None if saved is None else grad for grad, saved in wanted), None, None, None, None)
 
 

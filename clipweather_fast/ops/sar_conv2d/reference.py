@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["sar_conv2d_reference"]
+__all__ = ["depthwise", "sar_conv2d_reference"]
 
 
 def gated(logits: Tensor, gate: str) -> Tensor:
@@ -14,6 +14,20 @@ def gated(logits: Tensor, gate: str) -> Tensor:
     if gate == "softmax":
         return logits.softmax(1)
     return logits.sigmoid() if gate == "sigmoid" else logits
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (N, C, H, W) filtered by weight (C, 1, k, k), plus bias (C); of an empty x nothing."""
+    if x.numel() == 0:  # F.conv2d refuses these; every argument still gets its (zero) gradient
+        none = weight.sum() * 0 if bias is None else weight.sum() * 0 + bias.sum() * 0
+        return x + none.to(x.dtype)
+    return F.conv2d(
+        x,
+        weight.to(x.dtype),
+        None if bias is None else bias.to(x.dtype),
+        padding=weight.shape[-1] // 2,
+        groups=x.shape[1],
+    )
 
 
 def sar_conv2d_reference(
@@ -27,26 +41,12 @@ def sar_conv2d_reference(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """``(y, R)`` of sar_conv2d, in the dtype of ``x``."""
-    channels, padding = x.shape[1], weight.shape[-1] // 2
     maps = gated(logits, gate)
-    weight = weight.to(x.dtype)
     residual = torch.zeros_like(x)
     for n in range(weight.shape[0]):
-        mixed = F.conv2d(
-            x,
-            weight[n].unsqueeze(1),
-            None if bias is None else bias[n].to(x.dtype),
-            padding=padding,
-            groups=channels,
-        )
+        mixed = depthwise(x, weight[n].unsqueeze(1), None if bias is None else bias[n])
         residual = residual + maps[:, n : n + 1] * mixed
     y = residual
     if static_weight is not None:
-        y = y + F.conv2d(
-            x,
-            static_weight.to(x.dtype),
-            None if static_bias is None else static_bias.to(x.dtype),
-            padding=padding,
-            groups=channels,
-        )
+        y = y + depthwise(x, static_weight, static_bias)
     return (F.gelu(y) if activation == "gelu" else y), residual
