@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipweather_fast import ops
 from op_tests import OpTests
+from operands import mixed_kernels, normal
 
 EVERYTHING = {"static": True, "gate": "softmax", "activation": "gelu", "residual": True}
 
@@ -38,6 +39,7 @@ class TestSarConv2d(OpTests):
         "channels_past_a_block": {"shape": (1, 130, 5, 6), **EVERYTHING},
         "wide": {"shape": (1, 8, 3, 67), **EVERYTHING},
         "tall": {"shape": (1, 8, 70, 2), **EVERYTHING},
+        "no_channel": {"shape": (2, 0, 5, 6), **EVERYTHING},
         "one_pixel": {"shape": (2, 17, 1, 1), **EVERYTHING},
         "one_row": {"shape": (1, 16, 1, 9), **EVERYTHING},
         "one_column": {"shape": (1, 16, 9, 1), **EVERYTHING},
@@ -181,15 +183,13 @@ class TestSarConv2d(OpTests):
         residual: bool = False,
     ) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
         n, c, h, w = shape
-        normal = torch.randn
         tensors = {
-            "x": normal(shape, dtype=torch.float64),
-            "logits": normal(n, kernels, h, w, dtype=torch.float64) * 2,
-            "weight": normal(kernels, c, k, k, dtype=torch.float64) / k,
-            "bias": normal(kernels, c, dtype=torch.float64) if bias else None,
-            "static_weight": normal(c, 1, k, k, dtype=torch.float64) / k if static else None,
-            "static_bias": normal(c, dtype=torch.float64) if static and static_bias else None,
+            "x": normal(*shape),
+            "logits": normal(n, kernels, h, w) * 2,
+            **mixed_kernels(c, kernels, k, bias, static),
         }
+        if not static_bias:
+            tensors["static_bias"] = None
         options = {"gate": gate, "activation": activation, "return_residual": residual}
         return tensors, options
 

@@ -37,6 +37,7 @@ def _checked(
     """The documented errors; the arguments in the registered op's order."""
     op = "depthwise_conv2d"
     _checks.image(op, "x", x)
+    _checks.tensor(op, "weight", weight)
     _checks.same_device(op, x, weight=weight, bias=bias)
     c = x.shape[1]
     k = weight.shape[-1] if weight.dim() == 4 else 0
