@@ -124,7 +124,8 @@ def test_declared_dependencies_are_used_and_used_ones_declared() -> None:
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imports(path)}
     # Triton comes with torch where it exists; without it the other backends run.
     used -= set(sys.stdlib_module_names) | {"clipweather_fast", "triton"}
-    assert used == {modules.get(name, name) for name in declared}
+    # torch wants numpy, and warns at the first import without it.
+    assert used | {"numpy"} == {modules.get(name, name) for name in declared}
 
 
 def test_imports_go_one_way() -> None:
