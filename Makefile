@@ -59,6 +59,7 @@ sanitize:
 	cp -r clipweather_fast $(SANITIZED)/
 	rm -f $(SANITIZED)/clipweather_fast/_C*.so
 	cmake -S . -B build/sanitize/cmake -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1 -fno-var-tracking" \
 	  -DPython_EXECUTABLE=$(shell $(PYTHON) -c 'import sys; print(sys.executable)') \
 	  -Dpybind11_DIR=$(shell $(PYTHON) -m pybind11 --cmakedir) \
 	  -DCLIPWEATHER_CUDA=off -DCLIPWEATHER_SANITIZE=address,undefined \
