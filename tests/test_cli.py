@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import clipweather_fast
 from clipweather_fast import installation, ops
@@ -41,7 +43,13 @@ def test_help_names_every_command_and_what_the_package_is_for() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(("--colour",), "--colour"), (("env", "--all"), "--all"), (("dmeo",), "dmeo")],
+    [
+        (("--colour",), "--colour"),
+        (("env", "--all"), "--all"),
+        (("dmeo",), "dmeo"),
+        (("demo", "--threads", "0"), "--threads"),
+        (("demo", "no-such-picture.jpg"), "no-such-picture.jpg"),
+    ],
 )
 def test_wrong_words_exit_2_and_are_named(arguments: tuple[str, ...], named: str) -> None:
     done = clipweather(*arguments)
@@ -69,3 +77,21 @@ def test_env_answers_for_every_operator_and_backend() -> None:
 @pytest.mark.parametrize("operator", sorted(installation.SAMPLES))
 def test_every_sample_is_a_call_that_works(operator: str) -> None:
     getattr(ops, operator)(*installation.sample(operator, "cpu"))
+
+
+def test_demo_of_something_that_is_no_picture_says_so(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("no picture")
+    done = clipweather("demo", str(text))
+    assert done.returncode == 1
+    assert "notes.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_prints_what_was_gained(tmp_path: Path) -> None:
+    picture = tmp_path / "small.png"
+    Image.effect_noise((96, 64), 40).convert("RGB").save(picture)
+    done = clipweather("demo", str(picture), "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert "small.png, 96 x 64" in done.stdout
+    assert re.search(r"SARFFN.*forward .* ms .* x", done.stdout)
