@@ -33,8 +33,8 @@ runs once, on inputs that rotate through twice the last-level cache; on a GPU a 
 graph replaces the median where both sides have one. The columns of opponents say how many times
 longer they take than ours; below 1 is a loss, and losses come first. `peak` and `saved`: how many
 times our memory plain PyTorch needs in its better format, at the peak and kept for the backward
-pass. `roof`: the time that the named ceiling (`copy`, `fma`, `issue`, `matrix`), measured in the same
-run, allows for the least bytes or arithmetic, as a share of ours; activations are not counted.
+pass. `roof`: the time that the named ceiling (`copy`, `fma`, `issue`, `matrix`), measured in the
+same run, allows for the least bytes or arithmetic, as a share of ours; activations not counted.
 """
 
 #: What the README shows of each machine, where it was measured: topic, the case's name.
@@ -137,6 +137,7 @@ def _details_of(content: dict[str, Any]) -> list[str]:
     lines = [
         f"### {content['topic']}",
         "",
+        f"{'' if content['complete'] else 'The run was cut short. '}"
         f"Commit `{content['commit'][:10]}`{' with changes' if content['modified'] else ''}; "
         f"allocator: {content['allocator']}; copy "
         f"{content['roofs']['copy_bytes_per_s'] / 1e9:.1f} GB/s, fp32 matrix product "

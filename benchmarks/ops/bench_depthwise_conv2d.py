@@ -62,9 +62,14 @@ _HEADLINE = {
     ("1080p stage 1", "float32", "forward"): "headline",
 }
 
+_GPU = {
+    ("256x256 batch 32 stage 1", "bfloat16", "forward"),
+    ("256x256 batch 32 stage 1", "bfloat16", "both"),
+}
+
 
 def cases(device: str) -> list[Case]:
-    return image_cases(device, _HEADLINE)
+    return image_cases(device, _HEADLINE, _GPU)
 
 
 def test_depthwise_conv2d(case: Case, measured: Any) -> None:

@@ -123,11 +123,13 @@ _HEADLINE = {
     ("256x256 stage 3", "float32", "forward"): "headline",
     ("256x256 weather prior", "float32", "forward"): "headline",
 }
-_HEADLINE_GPU = {
-    "256x256 stage 1",
-    "256x256 batch 32 stage 1",
-    "256x256 batch 32 stage 3",
-    "1080p stage 1",
+_GPU = {
+    ("256x256 batch 32 stage 1", "bfloat16", "forward"),
+    ("256x256 batch 32 stage 1", "bfloat16", "both"),
+    ("256x256 batch 32 stage 1", "float32", "forward"),
+    ("256x256 batch 32 stage 2", "bfloat16", "forward"),
+    ("256x256 batch 32 stage 3", "bfloat16", "forward"),
+    ("1080p stage 1", "bfloat16", "forward"),
 }
 
 
@@ -140,9 +142,8 @@ def cases(device: str) -> list[Case]:
             for direction in DIRECTIONS:
                 name = (size.name, str(dtype).removeprefix("torch."), direction)
                 scope = _HEADLINE.get(name, "full")
-                on_gpu = size.name in _HEADLINE_GPU and direction in ("forward", "backward")
-                if device == "cuda" and scope == "full" and on_gpu:
-                    scope = "headline"
+                if device == "cuda":
+                    scope = "headline" if name in _GPU else "full"
                 found.append(Case(size, dtype, direction, scope))
     return found
 

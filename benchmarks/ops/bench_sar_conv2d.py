@@ -80,9 +80,22 @@ _HEADLINE = {
     ("1080p stage 1", "bfloat16", "forward"): "headline",
 }
 
+_GPU = {
+    ("256x256 batch 32 stage 1", "float32", "forward"),
+    ("256x256 batch 32 stage 1", "bfloat16", "forward"),
+    ("1080p stage 1", "float32", "forward"),
+    ("1080p stage 1", "bfloat16", "forward"),
+    ("256x256 batch 32 stage 1", "float32", "both"),
+    ("256x256 batch 32 stage 1", "bfloat16", "both"),
+    ("256x256 batch 32 stage 1", "float32", "backward"),
+    ("256x256 batch 32 stage 1", "bfloat16", "backward"),
+    ("256x256 stage 1", "float32", "forward"),
+    ("256x256 batch 32 stage 3", "bfloat16", "forward"),
+}
+
 
 def cases(device: str) -> list[Case]:
-    return image_cases(device, _HEADLINE)
+    return image_cases(device, _HEADLINE, _GPU)
 
 
 def test_sar_conv2d(case: Case, measured: Any) -> None:

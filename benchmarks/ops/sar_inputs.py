@@ -71,32 +71,21 @@ def predictor(
     }
 
 
-def image_cases(device: str, headline: dict[tuple[str, str, str], str]) -> list[Case]:
-    """Every shape, dtype and direction; ``headline`` names those of a smaller scope.
+def image_cases(
+    device: str, headline: dict[tuple[str, str, str], str], gpu: set[tuple[str, str, str]]
+) -> list[Case]:
+    """Every shape, dtype and direction, each in its scope.
 
-    Its keys are (shape name, dtype name, direction), its values ``"quick"`` or ``"headline"``. On a
-    GPU a case is short, so that everything but the middle picture is the headline.
+    Keys are (shape name, dtype name, direction). ``headline`` maps those of a smaller scope on the
+    CPU to ``"quick"`` or ``"headline"``; ``gpu`` are the headline of a GPU.
     """
-    dtypes = (torch.float32, torch.bfloat16)
     cases = []
     for size in hidden_sizes(_BATCHES[device]):
-        for dtype in dtypes:
+        for dtype in (torch.float32, torch.bfloat16):
             for direction in DIRECTIONS:
-                name = (size.name, str(dtype).removeprefix("torch."), direction)
-                scope = headline.get(name, "full")
-                if device == "cuda" and scope == "full" and _on_gpu(size, direction):
-                    scope = "headline"
-                cases.append(Case(size, dtype, direction, scope))
+                key = (size.name, str(dtype).removeprefix("torch."), direction)
+                chosen = headline.get(key, "full")
+                if device == "cuda":
+                    chosen = "headline" if key in gpu else "full"
+                cases.append(Case(size, dtype, direction, chosen))
     return cases
-
-
-def _on_gpu(size: ImageSize, direction: str) -> bool:
-    """Whether a shape belongs to the headline of a GPU: the ends of the range of sizes."""
-    named = {
-        "256x256 stage 1",
-        "256x256 batch 32 stage 1",
-        "256x256 batch 32 stage 3",
-        "1080p stage 1",
-        "1080p stage 2",
-    }
-    return size.name in named and direction in ("forward", "backward")
