@@ -72,11 +72,16 @@ sanitize:
 	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(PYTHON)"
 
-bench:
+bench:  ## the headline's shapes, with the allocator of the claims and for a look with glibc's default
 	$(PYTEST) benchmarks
+	$(PYTEST) benchmarks/ops/bench_sar_conv2d.py --bench-allocator default
+	$(PYTHON) -m benchmarks.report
 
 bench-quick:  ## every benchmark's correctness gate and one short timing
 	$(PYTEST) benchmarks --quick
+
+gpu:  ## builds, tests, sanitizes and benchmarks on a machine with a GPU, in under nine minutes
+	$(PYTHON) -m benchmarks.gpu
 
 wheel:
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .

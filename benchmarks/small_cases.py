@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
+from typing import Any
 
 import torch
 
@@ -44,24 +46,40 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--backend", choices=("cpu", "cuda", "triton"), default="cpu")
     options = parser.parse_args()
-    run = 0
-    for subject, sizes in _SUBJECTS:
-        for size in sizes:
-            for dtype in (torch.float32, torch.bfloat16):
-                generator = torch.Generator().manual_seed(run)
-                inputs = subject.inputs(size, dtype, options.device, subject.layouts[-1], generator)
-                reason = subject.explain(inputs)[options.backend]
-                if not reason.startswith("yes"):
-                    print(f"{subject.topic}, {size.name}, {dtype}: {reason}")
-                    continue
-                leaves = [leaf(inputs, name).requires_grad_() for name in subject.differentiable]
-                y = subject.ours(inputs, options.backend)
-                torch.autograd.grad(y, leaves, torch.ones_like(y))
-                run += 1
-    if options.device == "cuda":
+    ran = failed = 0
+    cases = (
+        (subject, size, dtype)
+        for subject, sizes in _SUBJECTS
+        for size in sizes
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    for subject, size, dtype in cases:
+        name = f"{subject.topic}, {size.name}, {dtype}"
+        try:
+            reason = _run(subject, size, dtype, options.device, options.backend)
+        except Exception:  # the other operators are still worth a run
+            traceback.print_exc()
+            failed += 1
+            continue
+        ran += reason is None
+        print(f"{name}: {reason or 'ran'}", flush=True)
+    print(f"{ran} cases ran, {failed} failed")
+    return 0 if ran and not failed else 1
+
+
+def _run(subject: Subject, size: Any, dtype: torch.dtype, device: str, backend: str) -> str | None:
+    """Forward and backward of one case; the reason where the backend cannot run it."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = subject.inputs(size, dtype, device, subject.layouts[-1], generator)
+    reason = subject.explain(inputs)[backend]
+    if not reason.startswith("yes"):
+        return reason
+    leaves = [leaf(inputs, name).requires_grad_() for name in subject.differentiable]
+    y = subject.ours(inputs, backend)
+    torch.autograd.grad(y, leaves, torch.ones_like(y))
+    if device == "cuda":
         torch.cuda.synchronize()
-    print(f"{run} cases ran")
-    return 0 if run else 1
+    return None
 
 
 if __name__ == "__main__":

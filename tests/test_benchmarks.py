@@ -1,0 +1,273 @@
+"""The benchmarks' own machinery: a wrong kernel gets no time, a result file is whole or old."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # at the end: the package under test is the one installed
+
+from benchmarks import gpu, measure, report, results, rows  # noqa: E402
+from benchmarks.correctness import WrongResult, truth_of  # noqa: E402
+from benchmarks.ops import bench_sar_conv2d, bench_sar_mixer  # noqa: E402
+from benchmarks.shapes import ImageSize, attention_size, hidden_size  # noqa: E402
+from benchmarks.subject import Case, Contestant, Inputs  # noqa: E402
+
+SUBJECT = bench_sar_conv2d.SUBJECT
+SMALL = ImageSize("small", 2, 8, 5, 7)
+CASE = Case(SMALL, torch.float32, "both")
+
+
+def record(name: str, ours: float, eager: float) -> dict[str, object]:
+    times = {"eager contiguous": eager, "eager channels_last": 2 * eager, "ours": ours}
+    contestants = {
+        who: {
+            "median_s": t,
+            "p20_s": t,
+            "p80_s": t,
+            "rounds": 5,
+            "saved_bytes": 10,
+            "peak_bytes": 10,
+        }
+        for who, t in times.items()
+    }
+    shape = {"name": name, "dtype": "float32", "direction": "forward", "matrix": False}
+    work = {"bytes": 10**9, "flops": 10**9, "instructions": 0}
+    return {**shape, **work, "contestants": contestants, "refused": {}, "error": 0.0}
+
+
+HEADER = {
+    "machine": {"cpu": "a processor", "cpu_isa": "avx2", "cores": 2},
+    "versions": {"torch": "2.15.0"},
+    "commit": "0" * 40,
+    "modified": False,
+    "device": "cpu",
+    "scope": "headline",
+    "threads": 1,
+    "allocator": "tuned",
+    "roofs": {"copy_bytes_per_s": 2e10, "matmul_float32_flops": 1e11, "fma_per_s": 5e10},
+}
+
+
+# ---- values come first -------------------------------------------------------------------------
+
+
+def test_the_reference_passes_its_own_gate() -> None:
+    assert truth_of(SUBJECT, CASE, "cpu").check("reference", SUBJECT.reference) < 1e-5
+
+
+def test_a_wrong_value_is_refused() -> None:
+    def wrong(inputs: Inputs) -> torch.Tensor:
+        return SUBJECT.reference(inputs) + 1e-3
+
+    with pytest.raises(WrongResult, match="wrong: y is off by"):
+        truth_of(SUBJECT, CASE, "cpu").check("wrong", wrong)
+
+
+@pytest.mark.parametrize("name", SUBJECT.differentiable)
+def test_a_wrong_gradient_is_refused(name: str) -> None:
+    def wrong(inputs: Inputs) -> torch.Tensor:
+        hooked = dict(inputs)
+        hooked[name] = inputs[name] * 1
+        if hooked[name].requires_grad:
+            hooked[name].register_hook(lambda grad: grad * 1.001)
+        return SUBJECT.reference(hooked)
+
+    with pytest.raises(WrongResult, match=f"grad_{name} is off by"):
+        truth_of(SUBJECT, CASE, "cpu").check("wrong", wrong)
+
+
+def test_nan_is_refused() -> None:
+    with pytest.raises(WrongResult):
+        truth_of(SUBJECT, CASE, "cpu").check("nan", lambda i: SUBJECT.reference(i) * float("nan"))
+
+
+# ---- what is measured --------------------------------------------------------------------------
+
+
+def test_least_bytes_are_inputs_and_outputs_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = SUBJECT.inputs(SMALL, torch.bfloat16, "cpu", "contiguous", generator)
+    x, logits = inputs["x"], inputs["logits"]
+    work = {d: SUBJECT.work(SMALL, torch.bfloat16, d) for d in ("forward", "backward", "both")}
+    assert work["forward"].bytes == 2 * x.nbytes + logits.nbytes
+    assert work["backward"].bytes == 3 * x.nbytes + 2 * logits.nbytes
+    assert work["both"].fma == work["forward"].fma + work["backward"].fma
+    fused = bench_sar_mixer.SUBJECT.work(SMALL, torch.bfloat16, "forward")
+    assert fused.bytes == 2 * x.nbytes
+
+
+def test_shapes_are_the_networks() -> None:
+    assert [hidden_size("1080p", stage).c for stage in (1, 2, 3, 4)] == [128, 256, 640, 1024]
+    assert dataclasses.astuple(hidden_size("480x720", 4))[1:5] == (1, 1024, 15, 23)
+    first = attention_size("256x256", 1)
+    assert (first.queries, first.keys, first.heads, first.d) == (4096, 256, 1, 64)
+    third = attention_size("256x256", 3)
+    assert (third.queries, third.keys, third.heads, third.d) == (256, 64, 4, 80)
+
+
+def test_nobody_is_given_inputs_that_are_still_warm() -> None:
+    pool = measure.Pool(SUBJECT, CASE, "cpu", cache_bytes=1 << 14)
+    assert pool.count > 2
+    given = [pool.next("contiguous")["x"].data_ptr() for _ in range(pool.count)]
+    assert len(set(given)) == pool.count
+    first, second = pool.sets("contiguous")[:2]
+    assert first["weight"] is second["weight"]
+
+
+def test_memory_counts_what_autograd_keeps_and_what_is_allocated() -> None:
+    lane = measure.Lane(
+        Contestant("eager", SUBJECT.reference), SUBJECT, CASE, measure.Pool(SUBJECT, CASE, "cpu", 1)
+    )
+    lane.warm(1)
+    found = measure.memory(lane, "cpu")
+    image = SMALL.elements * 4
+    # x, the three products' factors and the pre-activation, and some maps; no parameter.
+    assert 5 * image <= found["saved_bytes"] <= 8 * image
+    assert found["peak_bytes"] >= 6 * image
+
+
+def test_the_tuned_allocator_keeps_large_buffers() -> None:
+    program = (
+        "import platform, resource, sys\n"
+        "if platform.libc_ver()[0] != 'glibc': sys.exit(0)\n"
+        "import torch\n"
+        "from benchmarks import allocator\n"
+        "assert allocator.tune(heap=1 << 29)\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "before = faults()\n"
+        "for _ in range(5): torch.empty(1 << 24).fill_(1)\n"
+        "assert faults() - before < (1 << 26) // 4096, faults() - before\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+# ---- result files ------------------------------------------------------------------------------
+
+
+def test_a_result_is_replaced_only_by_a_complete_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "PARTIAL", tmp_path / "partial")
+    final = tmp_path / "results" / "machine" / "topic.json"
+    for value in (1.0, 2.0):
+        store = results.Store("machine", HEADER, tmp_path / "results")
+        store.add("topic", record("a case", value, 3.0))
+        if value == 1.0:
+            store.finish("topic")
+    kept = json.loads(final.read_text())
+    assert kept["complete"]
+    assert kept["cases"][0]["contestants"]["ours"]["median_s"] == 1.0
+    partial = json.loads((tmp_path / "partial" / "machine" / "topic.json").read_text())
+    assert not partial["complete"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.json"
+    results.write_atomically(path, "old")
+
+    def interrupted(self: Path, text: str, **options: object) -> int:
+        with self.open("w") as half:
+            half.write(text[:1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        results.write_atomically(path, "new")
+    assert path.read_text() == "old"
+
+
+# ---- the report --------------------------------------------------------------------------------
+
+
+def content() -> dict[str, object]:
+    cases = [
+        record("a win", 0.1, 0.4),
+        record("a small loss", 0.4, 0.36),
+        record("a loss", 1.0, 0.5),
+    ]
+    return {**HEADER, "schema": 1, "topic": "sar_conv2d", "complete": True, "folder": "machine"} | {
+        "cases": cases
+    }
+
+
+def test_losses_come_first() -> None:
+    found = rows.rows(content())
+    assert [row.name for row in found] == ["a loss", "a small loss", "a win"]
+    assert found[0].best("eager") == pytest.approx(0.5)
+    assert found[2].ratio("eager channels_last") == pytest.approx(8.0)
+
+
+def test_the_roof_is_the_one_that_binds() -> None:
+    win = rows.rows(content())[2]
+    name, share = win.roof or ("", 0.0)
+    assert name == "copy"  # 10^9 bytes take 50 ms at 20 GB/s, half a giga multiply-add takes 10 ms
+    assert share == pytest.approx(0.5)
+
+
+def test_the_committed_tables_are_current() -> None:
+    command = [sys.executable, "-m", "benchmarks.report", "--check"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_a_stale_table_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for name, path in (
+        ("ROOT", tmp_path),
+        ("README", readme),
+        ("DETAILS", tmp_path / "benchmarks.md"),
+        ("CHART", tmp_path / "benchmarks.svg"),
+    ):
+        monkeypatch.setattr(report, name, path)
+    monkeypatch.setattr(report, "HEADLINE", (("sar_conv2d", "a win"),))
+    monkeypatch.setattr(report, "load_all", lambda results: [content()])
+    assert report.main(["--check"]) == 1
+    assert "README.md is not current" in capsys.readouterr().out
+    assert report.main([]) == 0
+    assert report.main(["--check"]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| `sar_conv2d` a win | 100.0 | 4.0× |" in text
+    assert "<svg" in (tmp_path / "benchmarks.svg").read_text()
+
+
+# ---- make gpu ----------------------------------------------------------------------------------
+
+
+def test_a_phase_out_of_time_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "LOGS", tmp_path)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    slow = gpu.run(gpu.Phase("slow", sleep, 60, {}), 1.0, None)
+    assert slow.word == "out of time"
+    assert slow.seconds < 30
+    fails = [sys.executable, "-c", "raise SystemExit(3)"]
+    assert gpu.run(gpu.Phase("fails", fails, 60, {}), 30.0, None).word == "failed (3)"
+    absent = gpu.run(gpu.Phase("absent", ["no-such-program"], 60, {}), 30.0, None)
+    assert absent.word.startswith("skipped")
+
+
+def test_an_interrupted_benchmark_becomes_a_result_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "PARTIAL", tmp_path / "partial")
+    monkeypatch.setattr(gpu, "PARTIAL", tmp_path / "partial")
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
+    store = results.Store("machine", HEADER, tmp_path / "results")
+    store.add("topic", record("a case", 1.0, 2.0))
+    gpu._keep_partial(since=0.0)
+    kept = json.loads((tmp_path / "results" / "machine" / "topic.json").read_text())
+    assert not kept["complete"]
