@@ -35,8 +35,9 @@ def randomised(module: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * 0.2
-            parameter.copy_(noise)
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise / fan_in**0.5)
     return module
 
 

@@ -1,7 +1,7 @@
 """Networks with the structure of published ones, written for the tests.
 
-``TransWeatherEncoder`` has the blocks, names, widths ratios and the intra-patch path of the encoder
-in the specification; ``OldSegformerLayer`` the nesting that Hugging Face used before transformers 5.
+``TransWeatherEncoder`` has the blocks, names, ratios and intra-patch path of the encoder in the
+specification; ``OldSegformerLayer`` the nesting Hugging Face used before transformers 5.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ class DepthwiseLayer(nn.Module):
 
 class FeedForward(nn.Module):
     def __init__(
-        self, dim: int, hidden: int, act: nn.Module | None = None, drop: float = 0.0, kernel: int = 3
+        self,
+        dim: int,
+        hidden: int,
+        act: nn.Module | None = None,
+        drop: float = 0.0,
+        kernel: int = 3,
     ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)

@@ -18,6 +18,8 @@ from torch import nn
 __all__ = ["AttentionRoles", "MlpRoles", "recognise"]
 
 MAX_HEAD_DIM = 256
+#: Children that give away a block of which nothing else can be read.
+ALIKE = ({"fc1", "dwconv", "fc2"}, {"dense1", "dwconv", "dense2"}, {"q", "kv", "proj"})
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class AttentionRoles:
 def recognise(module: nn.Module) -> MlpRoles | AttentionRoles | str | None:
     """The roles of a block's children, or why it is left, or None if it is no such block."""
     children = set(dict(module.named_children()))
+    if isinstance(module, torch.jit.ScriptModule):
+        alike = any(names <= children for names in ALIKE)
+        return "it is a TorchScript module, whose code is fixed" if alike else None
     found: MlpRoles | AttentionRoles | str | None = None
     for look in (_mlp, _joint_attention, _projected_attention, _split_attention):
         found = look(module, children)
@@ -84,8 +89,6 @@ def recognise(module: nn.Module) -> MlpRoles | AttentionRoles | str | None:
 
 def _why_not_replaceable(module: nn.Module) -> str | None:
     """Reasons that hold for every kind of block."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "it is a TorchScript module, whose code is fixed"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
     own = [

@@ -6,6 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+import clipweather_fast
+from clipweather_fast import modules, ops
+from clipweather_fast.models import AccelerationReport, Left, Swapped
 from same_module import assert_same_function, randomised, tokens
 from structured_networks import (
     Block,
@@ -15,11 +20,6 @@ from structured_networks import (
     TransWeatherEncoder,
     picture,
 )
-from torch import Tensor, nn
-
-import clipweather_fast
-from clipweather_fast import modules, ops
-from clipweather_fast.models import AccelerationReport, Left, Swapped
 
 #: Odd, and with several windows of the largest reduction: a single key has gradients of pure noise.
 SIZE = (9, 11)
@@ -314,7 +314,9 @@ def test_segformer_s_attention_probabilities_are_still_given() -> None:
     model = segformer(attn_implementation="eager").eval()
     fast, report = accelerated(model)
     if report.left:
-        assert {b.class_name for b in report.left} == {type(model.stages[0].blocks[0].attention).__name__}
+        assert {b.class_name for b in report.left} == {
+            type(model.stages[0].blocks[0].attention).__name__
+        }
         assert all("set_attn_implementation('sdpa')" in b.reason for b in report.left)
     x = picture()
     expected = model(x, output_attentions=True, output_hidden_states=True)

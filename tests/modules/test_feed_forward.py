@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from same_module import assert_same_function, randomised, tokens
-from structured_networks import FeedForward
 from torch import Tensor, nn
 
 from clipweather_fast.modules import SARFFN, ConvMlp
 from clipweather_fast.modules._tokens import as_image, as_tokens
+from same_module import assert_same_function, randomised, tokens
+from structured_networks import FeedForward
 
 SIZES = [(1, 1), (5, 7), (8, 8), (1, 9)]
 
@@ -48,7 +48,9 @@ def test_sar_ffn_computes_its_equation(size: tuple[int, int], return_residual: b
 
 def test_sar_ffn_adds_the_specification_s_parameters() -> None:
     plain, adaptive = ConvMlp(64, 2), SARFFN(64, 2)
-    extra = sum(p.numel() for p in adaptive.parameters()) - sum(p.numel() for p in plain.parameters())
+    extra = sum(p.numel() for p in adaptive.parameters()) - sum(
+        p.numel() for p in plain.parameters()
+    )
     assert extra == 5_507
 
 

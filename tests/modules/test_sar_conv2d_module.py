@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from same_module import assert_same_function, randomised
 from torch import Tensor, nn
 
 from clipweather_fast.modules import SARConv2d
+from same_module import assert_same_function, randomised
 
 
 def plain(module: SARConv2d) -> nn.Module:
