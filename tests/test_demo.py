@@ -32,7 +32,7 @@ def test_the_example_is_found_and_the_table_says_what_was_run(quick: None) -> No
     assert "1 thread" in lines[1]
     for measurement in result.measurements:
         assert measurement.rounds >= 3
-        (row,) = [line for line in lines if line.startswith(measurement.name + " ")]
+        (row,) = [line for line in lines if line.startswith(measurement.name + "  ")]
         assert row.endswith(f"{measurement.plain / measurement.fused:.1f} x")
 
 

@@ -68,13 +68,14 @@ class SARConv2d(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The maps before the gate, (N, K, H, W), for features (N, C, H, W)."""
-        return ops.sar_logits(
+        logits: Tensor = ops.sar_logits(
             x,
             self.depthwise.weight,
             self.depthwise.bias,
             self.pointwise.weight,
             self.pointwise.bias,
         )
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, C, H, W) to their residual R (N, C, H, W)."""
