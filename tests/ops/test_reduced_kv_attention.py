@@ -1,0 +1,247 @@
+"""reduced_kv_attention: the battery, and the laws of attention."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from call import LAYOUTS, results
+from clipweather_fast import explain, ops, use_backend
+from clipweather_fast.ops._native import CPU_ISAS, core, why_not_loaded
+from op_tests import OpTests
+
+HEAD_DIMS = (1, 3, 64, 80, 160, 256)
+KEYS = (1, 48, 64, 255, 256, 2000)
+
+
+class TestReducedKvAttention(OpTests):
+    op = staticmethod(ops.reduced_kv_attention)
+    activations = ("q", "k", "v")
+    saves_results = True
+    cases = {
+        "plain": {},
+        "two_images_two_heads": {"n": 2, "queries": 70, "keys": 33, "heads": 2, "d": 20},
+        **{f"d{d}": {"queries": 29, "keys": 50, "d": d} for d in HEAD_DIMS},
+        **{f"keys{keys}": {"queries": 26, "keys": keys, "d": 16} for keys in KEYS},
+        "keys_and_width_past_a_block": {"queries": 26, "keys": 300, "d": 160},
+        "queries_past_a_task": {"n": 1, "queries": 800, "keys": 20, "heads": 1, "d": 8},
+        "queries_and_keys_past_a_task": {"n": 1, "queries": 800, "keys": 300, "heads": 1, "d": 8},
+        "many_heads": {"n": 5, "queries": 3, "keys": 7, "heads": 5, "d": 4},
+        "one_query": {"queries": 1, "keys": 9},
+        "one_of_each": {"n": 1, "queries": 1, "keys": 1, "heads": 1, "d": 1},
+        "scale": {"scale": 0.3},
+        "negative_scale": {"scale": -0.4},
+        "no_scale": {"scale": 0},
+        "no_image": {"n": 0},
+        "no_query": {"queries": 0},
+        "no_head": {"heads": 0},
+    }
+    representative = ("plain", "two_images_two_heads")
+    tiny = {
+        "few_keys": {"n": 1, "queries": 4, "keys": 3, "heads": 2, "d": 3},
+        "one_key": {"n": 1, "queries": 3, "keys": 1, "heads": 1, "d": 2},
+        "scaled": {"n": 2, "queries": 2, "keys": 5, "heads": 1, "d": 2, "scale": -1.5},
+    }
+    bad = {
+        "q_is_a_list": (
+            {"q": [1.0]},
+            TypeError,
+            "reduced_kv_attention: q must be a tensor, got list",
+        ),
+        "q_is_integer": (
+            {"q": lambda q: q.int()},
+            TypeError,
+            "reduced_kv_attention: q must be float32, bfloat16, float16 or float64, got torch.int32;"
+            " convert it with q.float()",
+        ),
+        "q_has_three_axes": (
+            {"q": lambda q: q[0]},
+            ValueError,
+            "reduced_kv_attention: q must be (N, Lq, heads, d), got (29, 3, 24)",
+        ),
+        "k_has_three_axes": (
+            {"k": lambda k: k[0]},
+            ValueError,
+            "reduced_kv_attention: k must be (N, Lk, heads, d), got (40, 3, 24)",
+        ),
+        "k_of_other_heads": (
+            {"k": lambda k: k[:, :, 1:]},
+            ValueError,
+            "reduced_kv_attention: k must be (N, Lk, heads, d) = (2, 40, 3, 24), "
+            "got (2, 40, 2, 24)",
+        ),
+        "v_of_other_length": (
+            {"v": lambda v: v[:, 1:]},
+            ValueError,
+            "reduced_kv_attention: v must be (N, Lk, heads, d) = (2, 40, 3, 24), "
+            "got (2, 39, 3, 24)",
+        ),
+        "v_is_none": (
+            {"v": None},
+            TypeError,
+            "reduced_kv_attention: v must be a tensor, got NoneType",
+        ),
+        "v_of_another_dtype": (
+            {"v": lambda v: v.half()},
+            TypeError,
+            "reduced_kv_attention: v must have the dtype of the first argument, torch.float32, "
+            "got torch.float16",
+        ),
+        "k_elsewhere": (
+            {"k": lambda k: k.to("meta")},
+            ValueError,
+            "reduced_kv_attention: k must be on the device of the first argument, cpu, got meta",
+        ),
+        "no_key": (
+            {"k": lambda k: k[:, :0], "v": lambda v: v[:, :0]},
+            ValueError,
+            "reduced_kv_attention: k must hold at least one key, got Lk = 0",
+        ),
+        "no_width": (
+            {"q": lambda q: q[..., :0]},
+            ValueError,
+            "reduced_kv_attention: the head width d must be 1 to 256, got q (2, 29, 3, 0)",
+        ),
+        "too_wide": (
+            {name: (lambda t: t.repeat(1, 1, 1, 11)) for name in "qkv"},
+            ValueError,
+            "reduced_kv_attention: the head width d must be 1 to 256, got q (2, 29, 3, 264)",
+        ),
+        "scale_is_a_word": (
+            {"scale": "d"},
+            TypeError,
+            "reduced_kv_attention: scale must be a number or None, got str",
+        ),
+    }
+
+    @staticmethod
+    def build(
+        n: int = 2,
+        queries: int = 29,
+        keys: int = 40,
+        heads: int = 3,
+        d: int = 24,
+        scale: float | None = None,
+    ) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+        tensors = {
+            "q": torch.randn(n, queries, heads, d, dtype=torch.float64),
+            "k": torch.randn(n, keys, heads, d, dtype=torch.float64),
+            "v": torch.randn(n, keys, heads, d, dtype=torch.float64),
+        }
+        return tensors, {"scale": scale}
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "every_second"])
+    def test_memory_format_is_kept(self, backend: str, device: str, layout: str, few: str) -> None:
+        """The result is contiguous whatever the arguments are, ready for the next Linear layer."""
+        call = self.call(few, torch.float32, device).map(LAYOUTS[layout], self.activations)
+        (out,) = self.runnable(call, backend)(backend=backend)
+        assert out.is_contiguous()
+
+    def test_heads_of_one_linear_layer(self, backend: str, device: str) -> None:
+        """k and v as views of one (N, Lk, 2, heads, d) tensor, as a kv layer leaves them."""
+        call = self.runnable(self.call("plain", torch.float32, device), backend)
+        both = torch.stack([call.present["k"], call.present["v"]], 2)
+        views = call.with_tensors(k=both[:, :, 0], v=both[:, :, 1])
+        got, expected = results(views, backend=backend), results(call, backend=backend)
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+    @pytest.mark.parametrize("name", ["q", "k", "v"])
+    def test_non_finite_values(self, backend: str, device: str, name: str) -> None:
+        """A NaN spoils the rows it takes part in, and no other."""
+        call = self.runnable(self.call("plain", torch.float32, device), backend)
+        spoilt = call.present[name].clone()
+        spoilt[1, 5, 2, 7] = float("nan")
+        out = call.with_tensors(**{name: spoilt})(backend=backend)[0]
+        clean = call(backend=backend)[0]
+        nan = {"q": (1, 5, 2), "k": (1, slice(None), 2), "v": (1, slice(None), 2, 7)}[name]
+        expected = torch.zeros_like(out, dtype=torch.bool)
+        expected[nan] = True
+        assert torch.equal(out.isnan(), expected)
+        assert torch.equal(out[~expected], clean[~expected])
+
+    def test_minus_infinite_scores(self, backend: str, device: str, dtype: torch.dtype) -> None:
+        """Keys whose score is -inf get no weight, also where they fill the first block of keys."""
+        call = self.runnable(self.call({"keys": 600, "d": 4, "queries": 30}, dtype, device), backend)
+        q = call.present["q"].abs() + 0.1
+        k, v = call.present["k"].clone(), call.present["v"]
+        k[:, :300] = float("-inf")
+        out = ops.reduced_kv_attention(q, k, v, backend=backend)
+        rest = ops.reduced_kv_attention(q, k[:, 300:], v[:, 300:], backend=backend)
+        torch.testing.assert_close(out, rest, rtol=8 * torch.finfo(dtype).eps, atol=1e-6)
+
+    def test_large_scores(self, backend: str, device: str, dtype: torch.dtype) -> None:
+        """One dominant key: its value, not an overflow."""
+        call = self.runnable(self.call("plain", dtype, device), backend)
+        q = torch.full_like(call.present["q"], 30)
+        k = torch.full_like(call.present["k"], -30)
+        k[:, 17] = 30
+        out = ops.reduced_kv_attention(q, k, call.present["v"], backend=backend)
+        assert torch.equal(out, call.present["v"][:, 17:18].expand_as(out))
+
+    def test_equal_keys_give_the_mean(self, backend: str, device: str) -> None:
+        call = self.runnable(self.call("plain", torch.float32, device), backend)
+        k = call.present["k"][:, :1].expand(-1, 40, -1, -1)
+        out = ops.reduced_kv_attention(call.present["q"], k, call.present["v"], backend=backend)
+        mean = call.present["v"].mean(1, keepdim=True)
+        torch.testing.assert_close(out, mean.expand_as(out), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [None, 0.25])
+def test_reference_is_the_formula(scale: float | None) -> None:
+    tensors, _ = TestReducedKvAttention.build(2, 5, 4, 2, 3)
+    q, k, v = (tensors[name] for name in "qkv")
+    expected = torch.empty_like(q)
+    factor = 3**-0.5 if scale is None else scale
+    for n in range(2):
+        for head in range(2):
+            for i in range(5):
+                weights = torch.exp(factor * (k[n, :, head] @ q[n, i, head]))
+                expected[n, i, head] = weights @ v[n, :, head] / weights.sum()
+    out = ops.reduced_kv_attention(q, k, v, scale=scale, backend="reference")
+    torch.testing.assert_close(out, expected)
+
+
+def test_automatic_choice_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no kernel can run, PyTorch's own attention does; by name the definition runs."""
+    called = []
+    sdpa = F.scaled_dot_product_attention
+
+    def recorded(*args: Any, **kwargs: Any) -> Tensor:
+        called.append(kwargs)
+        return sdpa(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    q = torch.randn(1, 4, 2, 8, device="meta")
+    answers = explain(ops.reduced_kv_attention, q, q, q)
+    assert answers["reference"] == "yes (chosen, by PyTorch's scaled_dot_product_attention)"
+    assert ops.reduced_kv_attention(q, q, q).shape == q.shape
+    assert called == [{"scale": 8**-0.5}]
+    ops.reduced_kv_attention(q, q, q, backend="reference")
+    with use_backend("reference"):
+        ops.reduced_kv_attention(q, q, q)
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("isa", CPU_ISAS)
+def test_every_instruction_set(isa: str) -> None:
+    """This file's values and gradients again, on the kernels of each instruction set."""
+    reason = why_not_loaded()
+    if reason is not None:
+        pytest.skip(reason)
+    if CPU_ISAS.index(isa) > core().cpu_isa:
+        pytest.skip(f"this processor's kernels go up to {CPU_ISAS[core().cpu_isa]}")
+    if CPU_ISAS.index(isa) == core().cpu_isa:
+        pytest.skip("the tests above ran on it")
+    environment = {**os.environ, "CLIPWEATHER_CPU_ISA": isa}
+    tests = "test_values_and_gradients or test_non_finite_values or test_thread_count"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "--backend=cpu", "-k", tests]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
