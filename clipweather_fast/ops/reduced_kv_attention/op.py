@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipweather_fast.ops import _checks, _native, _registration
 from clipweather_fast.ops._backends import Operator, explainable, requested_backend, select
-from clipweather_fast.ops.reduced_kv_attention import native
+from clipweather_fast.ops._triton import why_not_triton
 from clipweather_fast.ops.reduced_kv_attention.reference import (
     attention_sdpa,
     reduced_kv_attention_reference,
@@ -24,11 +24,13 @@ MOST_KEYS_ON_GPU = 256
 
 
 def _why_not_cuda(q: Tensor, *rest: Any) -> str | None:
-    return "there is no CUDA kernel of this operator yet; the Triton kernel serves CUDA tensors"
+    return _native.why_not_cuda(q) or (
+        "there is no CUDA kernel of this operator yet; the Triton kernel serves CUDA tensors"
+    )
 
 
 def _why_not_triton(q: Tensor, *rest: Any) -> str | None:
-    return "there is no Triton kernel of this operator yet"
+    return why_not_triton(q) or "there is no Triton kernel of this operator yet"
 
 
 def _why_not_cpu(q: Tensor, *rest: Any) -> str | None:
@@ -149,7 +151,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> tup
     out, lse = _fake(q, k, v, scale, backend)
     if out.numel() > 0:
         q, k, v = map(_rows_contiguous, (q, k, v))
-        _implementation(backend).forward(q, k, v, scale, out, lse)
+        _registration.implementation(OPERATOR.name, backend).forward(q, k, v, scale, out, lse)
     return out, lse
 
 
@@ -175,7 +177,9 @@ def _backward(
             empty.zero_()
         return grads
     q, k, v = map(_rows_contiguous, (q, k, v))
-    _implementation(backend).backward(grad.contiguous(), q, k, v, out, lse, scale, grads)
+    _registration.implementation(OPERATOR.name, backend).backward(
+        grad.contiguous(), q, k, v, out, lse, scale, grads
+    )
     return grads
 
 
@@ -190,10 +194,6 @@ def _rows_contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(3) == 1 or tensor.shape[3] == 1 else tensor.contiguous()
 
 
-def _implementation(backend: str) -> Any:
-    return native.cpu
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, ctx.scale, ctx.backend = inputs
     out, lse = output
@@ -205,8 +205,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _autograd(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 5
+    saved = ctx.saved_tensors  # read once: under activation checkpointing a second time raises
     grads = torch.ops.clipweather_fast.reduced_kv_attention_backward(
-        grad, *ctx.saved_tensors, ctx.scale, ctx.backend
+        grad, *saved, ctx.scale, ctx.backend
     )
     return (*grads, None, None)
 
