@@ -151,7 +151,7 @@ def sar_mixer(
         y, residual, _ = torch.ops.clipweather_fast.sar_mixer(*arguments, name)
     else:
         logits = sar_logits(*arguments[:5], backend=name)
-        return sar_conv2d(
+        mixed: Tensor | tuple[Tensor, Tensor] = sar_conv2d(
             z,
             logits,
             weight,
@@ -163,6 +163,7 @@ def sar_mixer(
             return_residual=return_residual,
             backend=name,
         )
+        return mixed
     return (y, residual) if return_residual else y
 
 
