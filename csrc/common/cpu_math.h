@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "common/cpu_gelu_tables.h"
 #include "common/cpu_vector.h"
 
 namespace clipweather {
@@ -48,6 +49,50 @@ inline constexpr float kSlope16[] = {
     -7.415981069e-02f, 8.004084392e-02f, -8.950419923e-02f, 5.984387789e-02f,  -1.221732562e-02f,
     2.058958401e-02f, -3.979393686e-02f, 1.760834258e-02f};
 
+#if defined(__AVX512F__)
+// The segment's polynomial at |u|; kRows coefficients.
+template <int kRows>
+CLIPWEATHER_INLINE Vector<float> segmented(const float (&table)[kRows][16], Vector<float> a) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the nearest integer
+  const Vector<float> t = min(a * (1 / kSegment) + kRound, broadcast(kRound + 15));
+  const __m512i segment = _mm512_castps_si512((__m512)t);  // the permutation reads its low 4 bits
+  const Vector<float> d = a - (t - kRound) * kSegment;
+  const auto coefficient = [&](int row) {
+    return (Vector<float>)_mm512_permutexvar_ps(segment, _mm512_loadu_ps(table[row]));
+  };
+  Vector<float> p = coefficient(kRows - 1);
+#pragma GCC unroll 8
+  for (int row = kRows - 2; row >= 0; --row) p = p * d + coefficient(row);
+  return p;
+}
+
+// GELU(u) = u Phi(u) = u / 2 + (|u| / 2) erf(|u| / sqrt 2). T is the storage type the result is
+// rounded to. NaN stays NaN.
+template <class T>
+CLIPWEATHER_INLINE Vector<float> gelu(Vector<float> u) {
+  const Vector<float> a = (Vector<float>)_mm512_abs_ps((__m512)u);
+  if constexpr (kFullPrecision<T>)
+    return u * 0.5f + segmented(kGeluTable, a);
+  else
+    return u * 0.5f + segmented(kGelu16Table, a);
+}
+
+// d GELU / du.
+template <class T>
+CLIPWEATHER_INLINE Vector<float> gelu_slope(Vector<float> u) {
+  const Vector<float> a = (Vector<float>)_mm512_abs_ps((__m512)u);
+  Vector<float> half;
+  if constexpr (kFullPrecision<T>)
+    half = segmented(kSlopeTable, a);
+  else
+    half = segmented(kSlope16Table, a);
+  // The sign bit of u flips the half; 0x78 is half XOR (u AND sign bit).
+  const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+  const __m512i signed_half = _mm512_ternarylogic_epi32(
+      _mm512_castps_si512((__m512)half), _mm512_castps_si512((__m512)u), sign, 0x78);
+  return (Vector<float>)_mm512_castsi512_ps(signed_half) + 0.5f;
+}
+#else
 // GELU(u) = u Phi(u). T is the storage type the result is rounded to. NaN stays NaN.
 template <class T>
 CLIPWEATHER_INLINE Vector<float> gelu(Vector<float> u) {
@@ -77,6 +122,7 @@ CLIPWEATHER_INLINE Vector<float> gelu_slope(Vector<float> u) {
     p = horner(kSlope16, s);
   return a * p + 0.5f;
 }
+#endif
 
 // e^x to about 1e-7 relative; underflows to 0 below -87, overflows to inf above 88.7. NaN stays NaN.
 CLIPWEATHER_INLINE Vector<float> exp(Vector<float> x) {

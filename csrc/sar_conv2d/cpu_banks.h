@@ -54,15 +54,21 @@ struct Banks {
   // Adds sign * kernel (C, k, k) and bias (C) to a bank; null pointers add nothing.
   void add(int bank, A sign, const A* kernel, const A* bias) {
     const int k = kernel_size;
-    for (int64_t c = 0; c < channels; ++c) {
-      const int64_t block = c / kLanes<A>, lane = c % kLanes<A>;
-      if (bias != nullptr) biases.get()[(block * count + bank) * kLanes<A> + lane] += sign * bias[c];
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t first = block * kLanes<A>;
+      const int live = static_cast<int>(first + kLanes<A> <= channels ? kLanes<A> : channels - first);
+      A* bias_out = biases.get() + (block * count + bank) * kLanes<A>;
+      if (bias != nullptr)
+        for (int lane = 0; lane < live; ++lane) bias_out[lane] += sign * bias[first + lane];
       if (kernel == nullptr) continue;
-      A* out = taps.get() + block * tap_stride() + lane;
+      const A* in = kernel + first * k * k;
       for (int row = 0; row < k; ++row)
-        for (int column = 0; column < k; ++column)
-          out[((row * count + bank) * k + column) * kLanes<A>] +=
-              sign * kernel[(c * k + row) * k + column];
+        for (int column = 0; column < k; ++column) {
+          A* out = taps.get() + block * tap_stride() +
+                   ((row * count + bank) * k + column) * kLanes<A>;
+          for (int lane = 0; lane < live; ++lane)
+            out[lane] += sign * in[(lane * k + row) * k + column];
+        }
     }
   }
 };
@@ -85,13 +91,20 @@ void fill_banks(Banks<A>& banks, const SarConv2dInputs& in, const SarConv2dSizes
   }
 }
 
-template <class T>
-CLIPWEATHER_INLINE typename Accumulate<T>::type load_one(const T* p) {
-  return load_first(p, 1)[0];
+CLIPWEATHER_INLINE float load_one(const float* p) { return *p; }
+CLIPWEATHER_INLINE double load_one(const double* p) { return *p; }
+CLIPWEATHER_INLINE float load_one(const bfloat16_t* p) {
+  const uint32_t bits = uint32_t{p->bits} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
-template <class T>
-CLIPWEATHER_INLINE void store_one(T* p, typename Accumulate<T>::type value) {
-  store_first(p, broadcast(value), 1);
+CLIPWEATHER_INLINE float load_one(const float16_t* p) {
+#if defined(__F16C__)
+  return _cvtsh_ss(p->bits);
+#else
+  return load_first(p, 1)[0];
+#endif
 }
 
 // Room for one row of maps, planar: [K][padded width]. Padding lets whole vectors run over the end.

@@ -73,17 +73,39 @@ CLIPWEATHER_INLINE void convolve(const Window<T>& window, const Banks<A>& banks,
 #pragma GCC unroll 3
   for (int row = 0; row < size; ++row) {
     const A* row_taps = taps + row * count * size * kLanes<A>;
-#pragma GCC unroll 6
-    for (int column = 0; column < kGroup + size - 1; ++column) {
-      const T* p = window.in[row][column] + c;
-      const Vector<A> x = live == kLanes<A> ? load(p) : load_first(p, live);
-#pragma GCC unroll 4
-      for (int pixel = 0; pixel < kGroup; ++pixel) {
-        const int tap = column - pixel;
-        if (tap < 0 || tap >= size) continue;
+    if constexpr (kCount > 0 && kSize > 0) {
+      // One kernel row of taps in registers: as memory operands they would bind the load ports.
+      Vector<A> tap[kCount][kSize];
 #pragma GCC unroll 9
-        for (int bank = 0; bank < count; ++bank)
-          acc[bank][pixel] += x * load(row_taps + (bank * size + tap) * kLanes<A>);
+      for (int bank = 0; bank < kCount; ++bank)
+#pragma GCC unroll 3
+        for (int i = 0; i < kSize; ++i) {
+          tap[bank][i] = load(row_taps + (bank * kSize + i) * kLanes<A>);
+#if defined(__AVX512F__)
+          asm("" : "+v"(tap[bank][i]));  // else the compiler folds the load into every multiply-add
+#endif
+        }
+#pragma GCC unroll 6
+      for (int column = 0; column < kGroup + kSize - 1; ++column) {
+        const T* p = window.in[row][column] + c;
+        const Vector<A> x = live == kLanes<A> ? load(p) : load_first(p, live);
+#pragma GCC unroll 4
+        for (int pixel = 0; pixel < kGroup; ++pixel)
+          if (column >= pixel && column - pixel < kSize)
+#pragma GCC unroll 9
+            for (int bank = 0; bank < kCount; ++bank)
+              acc[bank][pixel] += x * tap[bank][column - pixel];
+      }
+    } else {
+      for (int column = 0; column < kGroup + size - 1; ++column) {
+        const T* p = window.in[row][column] + c;
+        const Vector<A> x = live == kLanes<A> ? load(p) : load_first(p, live);
+        for (int pixel = 0; pixel < kGroup; ++pixel) {
+          const int i = column - pixel;
+          if (i < 0 || i >= size) continue;
+          for (int bank = 0; bank < count; ++bank)
+            acc[bank][pixel] += x * load(row_taps + (bank * size + i) * kLanes<A>);
+        }
       }
     }
   }
