@@ -30,7 +30,11 @@ def dense_parameter(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | No
 
 @contextmanager
 def filled(
-    target: Tensor | None, dtype: torch.dtype | None = None, *, image: bool = False
+    target: Tensor | None,
+    dtype: torch.dtype | None = None,
+    *,
+    image: bool = False,
+    keep: bool = False,
 ) -> Iterator[Tensor | None]:
     """Memory a kernel can fill, copied to ``target`` afterwards unless it is ``target`` itself.
 
@@ -38,6 +42,7 @@ def filled(
         target: the result; None or an empty tensor means that it is not wanted.
         dtype: what the kernel writes; default: the dtype of ``target``.
         image: the kernel writes (N, H, W, C), else the dense order of ``target``'s shape.
+        keep: the kernel reads what ``target`` holds.
     """
     if target is None or target.numel() == 0:
         yield None
@@ -47,5 +52,7 @@ def filled(
         yield target
         return
     room = torch.empty_like(target, dtype=dtype, memory_format=layout)
+    if keep:
+        room.copy_(target)
     yield room
     target.copy_(room)
