@@ -66,10 +66,10 @@ def demo(
     ] = None,
 ) -> None:
     """Time the fast blocks against plain PyTorch on a photograph's features (under 20 seconds)."""
-    from clipweather_fast import demo as demonstration
+    from clipweather_fast.demo import run
 
     try:
-        typer.echo(str(demonstration.run(picture, threads)))
+        typer.echo(str(run(picture, threads)))
     except (OSError, ValueError) as error:
         typer.echo(f"clipweather demo: {error}", err=True)
         raise typer.Exit(1) from None
