@@ -33,6 +33,8 @@ LOGS = ROOT / "build" / "gpu"
 DEADLINE = 520.0
 #: Grace between asking a phase to stop (pytest then writes its summary) and ending it.
 _GRACE = 15.0
+#: `clipweather env` without typer, which such a machine may lack.
+_ENVIRONMENT = "from clipweather_fast import installation as i; print(*i.report(), sep='\\n')"
 #: Importable names, and what to install for them.
 _PACKAGES = {
     "torch": "torch",
@@ -108,7 +110,7 @@ def phases(rehearse: bool) -> list[Phase]:
     setup = [sys.executable, "setup.py", "build_ext", "--inplace", "--parallel", jobs]
     planned = [
         Phase("build", setup, 180, build),
-        Phase("environment", [*python, "clipweather_fast", "env"], 40, {}),
+        Phase("environment", [sys.executable, "-c", _ENVIRONMENT], 40, {}),
     ]
     brief = ["--brief"] if rehearse else []
     for backend in backends:
