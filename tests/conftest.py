@@ -32,7 +32,9 @@ from clipweather_fast.ops._triton import interpreted
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LOW_DTYPES = (torch.bfloat16, torch.float16)
 
-hypothesis.settings.register_profile("clipweather", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile(
+    "clipweather", deadline=None, derandomize=True, database=None, max_examples=15
+)
 hypothesis.settings.load_profile("clipweather")
 
 
@@ -56,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "large: needs many GiB of memory; run with --large")
-    config.addinivalue_line("markers", "slow_compile: calls a C++ compiler; left out of --brief")
+    config.addinivalue_line("markers", "full: left out of --brief")
 
 
 def pytest_report_header() -> str:
@@ -110,8 +112,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if backend is not None:
             item.user_properties.append(("backend", backend))
         unnamed = config.getoption("--backend") and backend is None
-        slow = config.getoption("--brief") and item.get_closest_marker("slow_compile")
-        (dropped if unnamed or slow else kept).append(item)
+        full = config.getoption("--brief") and item.get_closest_marker("full")
+        (dropped if unnamed or full else kept).append(item)
         if item.get_closest_marker("large") and not config.getoption("--large"):
             item.add_marker(pytest.mark.skip(reason="needs much memory; run with --large"))
     items[:] = kept

@@ -45,6 +45,7 @@ def _leaf(argument: Any, requires_grad: bool) -> Any:
 
 
 class IntegrationTests:
+    @pytest.mark.full
     # opcheck itself looks at the .grad of tensors that are not leaves.
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced"])
@@ -57,20 +58,23 @@ class IntegrationTests:
         for function, arguments in found:
             torch.library.opcheck(function, arguments)
 
+    @pytest.mark.full
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
     def test_compile(self, backend: str, device: str, layout: str, few: str) -> None:
         call = self.call(few, torch.float32, device).map(LAYOUTS[layout], self.activations)
         self._compare_compiled(self.runnable(call, backend), backend, "aot_eager")
 
+    @pytest.mark.full
     def test_compile_dynamic_sizes(self, backend: str, device: str, few: str) -> None:
         call = self.call(few, torch.float32, device)
         self._compare_compiled(self.runnable(call, backend), backend, "aot_eager", dynamic=True)
 
+    @pytest.mark.full
     def test_compile_automatic_choice(self, few: str) -> None:
         call = self.call(few, torch.float32)
         self._compare_compiled(call, None, "aot_eager")
 
-    @pytest.mark.slow_compile
+    @pytest.mark.full
     def test_compile_inductor(self, backend: str, device: str) -> None:
         if backend == "reference":
             pytest.skip("the reference is plain PyTorch")
