@@ -51,6 +51,7 @@ class CMakeBuild(build_ext):
             r"(\d+[af]?([,; ]\d+[af]?)*)?",
             "compute capabilities without the dot, separated by commas, e.g. 80,90",
         )
+        strict = build_choice("CLIPWEATHER_WERROR", "off", "on|off", "on or off")
         cmake, ninja = tool("cmake"), tool("ninja")
         configure = [
             cmake,
@@ -63,6 +64,7 @@ class CMakeBuild(build_ext):
             f"-DCLIPWEATHER_OUTPUT_NAME={target.name}",
             f"-DCLIPWEATHER_CUDA={cuda}",
             f"-DCLIPWEATHER_CUDA_ARCHS={archs}",
+            f"-DCLIPWEATHER_WERROR={strict}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
         ]
         if self._moved(build):

@@ -42,6 +42,11 @@ VARIABLES: dict[str, Variable] = {
         "e.g. 80,90",
         "at build time: CUDA architectures (default: 80, 86, 89, 90, 100, 120 and PTX)",
     ),
+    "CLIPWEATHER_WERROR": Variable(
+        "off",
+        "on | off",
+        "at build time: compiler warnings stop the build",
+    ),
 }
 
 
