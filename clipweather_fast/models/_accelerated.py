@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.models._structure import AttentionRoles, MlpRoles
-from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads
+from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads, reduced
 
 __all__ = ["Accelerated", "accelerated_class"]
 
@@ -37,7 +37,7 @@ class Accelerated(nn.Module):
         extras = [*args[expected:], *(v for name, v in kwargs.items() if name not in IGNORED)]
         if any(extra is not None and extra is not False for extra in extras):
             return False
-        return not any(_observed(self.get_submodule(name)) for name in roles.bypassed)
+        return not any(_observed(_child(self, name)) for name in roles.bypassed)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         rebuild = (type(self).original, type(self).__mro__[1], self.roles)
@@ -50,17 +50,17 @@ class AcceleratedMlp(Accelerated):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's arguments and result."""
         roles = self.roles
-        dropout = self.get_submodule(roles.dropout) if roles.dropout else None
+        dropout = _child(self, roles.dropout) if roles.dropout else None
         if not self._fusible(args, kwargs) or _dropping(dropout):
             return super().forward(*args, **kwargs)
         x, height, width = _tokens_and_size(args, roles.pair)
-        x = self.get_submodule(roles.first)(x)
+        x = _child(self, roles.first)(x)
         if roles.before:
-            x = self.get_submodule(roles.before)(x)
-        convolution = cast(nn.Conv2d, self.get_submodule(roles.convolution))
+            x = _child(self, roles.before)(x)
+        convolution = cast(nn.Conv2d, _child(self, roles.convolution))
         z = as_image(type(self).__name__, x, height, width)
         z = ops.depthwise_conv2d(z, convolution.weight, convolution.bias, activation="gelu")
-        return self.get_submodule(roles.second)(as_tokens(z))
+        return _child(self, roles.second)(as_tokens(z))
 
 
 class AcceleratedAttention(Accelerated):
@@ -73,14 +73,14 @@ class AcceleratedAttention(Accelerated):
         roles = self.roles
         x, height, width = _tokens_and_size(args, roles.pair)
         heads = getattr(self, roles.heads)
-        q = by_heads(self.get_submodule(roles.query)(x), heads)
+        q = by_heads(_child(self, roles.query)(x), heads)
         k, v = self._keys_values(self._reduced(x, height, width), heads)
         scale = getattr(self, roles.scale, None) if roles.scale else None
         out = ops.reduced_kv_attention(q, k, v, scale=scale).flatten(2)
         if roles.projection:
-            out = self.get_submodule(roles.projection)(out)
+            out = _child(self, roles.projection)(out)
         if roles.projection_dropout:
-            out = self.get_submodule(roles.projection_dropout)(out)
+            out = _child(self, roles.projection_dropout)(out)
         if roles.returns == "tensor":
             return out
         return (out,) if roles.returns == "tuple" else (out, None)
@@ -89,7 +89,7 @@ class AcceleratedAttention(Accelerated):
         """Whether attention weights are dropped: a module, or a rate kept as a number."""
         name = self.roles.attention_dropout
         if name:
-            return _dropping(self.get_submodule(name))
+            return _dropping(_child(self, name))
         return self.training and getattr(self, "attention_dropout", 0.0) > 0.0
 
     def _probabilities_wanted(self) -> bool:
@@ -100,23 +100,27 @@ class AcceleratedAttention(Accelerated):
         return getattr(config, "_attn_implementation", "sdpa") != "sdpa"
 
     def _reduced(self, x: Tensor, height: int, width: int) -> Tensor:
-        roles = self.roles
-        if roles.reduction:
-            return cast(Tensor, self.get_submodule(roles.reduction)(x, height, width))
-        image = as_image(type(self).__name__, x, height, width)
+        roles, who = self.roles, type(self).__name__
         if not roles.sr:
+            as_image(who, x, height, width)  # for its error
             return x
+        sr = _child(self, roles.sr)
         if roles.pool:
-            image = self.get_submodule(roles.pool)(image)
-        x = self.get_submodule(roles.norm)(as_tokens(self.get_submodule(roles.sr)(image)))
-        return self.get_submodule(roles.activation)(x) if roles.activation else x
+            image = _child(self, roles.pool)(as_image(who, x, height, width))
+            x = as_tokens(sr(image))
+        elif type(sr) is nn.Conv2d and not _observed(sr):
+            x = reduced(who, x, height, width, sr)
+        else:
+            x = as_tokens(sr(as_image(who, x, height, width)))
+        x = _child(self, roles.norm)(x)
+        return _child(self, roles.activation)(x) if roles.activation else x
 
     def _keys_values(self, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
         if len(self.roles.keys_values) == 1:
-            both = by_heads(self.get_submodule(self.roles.keys_values[0])(x), 2 * heads)
+            both = by_heads(_child(self, self.roles.keys_values[0])(x), 2 * heads)
             k, v = both[:, :, :heads], both[:, :, heads:]
         else:
-            k, v = (by_heads(self.get_submodule(n)(x), heads) for n in self.roles.keys_values)
+            k, v = (by_heads(_child(self, n)(x), heads) for n in self.roles.keys_values)
         return k, v
 
 
@@ -153,6 +157,13 @@ def _rebuild(
     """An empty instance, for pickle and copy to fill (the classes are made at run time)."""
     made = _class_for(original, kind, roles)
     return made.__new__(made)
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    """As get_submodule, without its checks: it is called some ten times per block."""
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module
 
 
 def _tokens_and_size(args: tuple[Any, ...], pair: bool) -> tuple[Tensor, int, int]:

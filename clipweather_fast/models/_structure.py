@@ -45,8 +45,8 @@ class MlpRoles:
 class AttentionRoles:
     """An attention block: the dotted names of its children. '' stands for an absent one.
 
-    ``keys_values`` is one name (keys and values from one layer) or two. ``reduction`` is a child
-    called with tokens and size; ``pool``, ``sr``, ``norm``, ``activation`` are applied in turn.
+    ``keys_values`` is one name (keys and values from one layer) or two. What they come from is the
+    tokens after ``pool``, ``sr``, ``norm`` and ``activation``, as far as these are there.
     ``returns`` is "tensor", "tuple" (out,) or "pair" (out, None).
     """
 
@@ -56,7 +56,6 @@ class AttentionRoles:
     sr: str
     norm: str
     activation: str
-    reduction: str
     attention_dropout: str
     projection: str
     projection_dropout: str
@@ -68,7 +67,8 @@ class AttentionRoles:
     @property
     def bypassed(self) -> tuple[str, ...]:
         """Children whose own forward the fused pass does not call."""
-        return (self.attention_dropout,) if self.attention_dropout else ()
+        parent = self.sr.rpartition(".")[0]
+        return tuple(name for name in (self.attention_dropout, parent) if name)
 
 
 def recognise(module: nn.Module) -> MlpRoles | AttentionRoles | str | None:
@@ -218,7 +218,6 @@ def _joint_attention(module: nn.Module, children: set[str]) -> AttentionRoles | 
         sr=_first(children, "sr"),
         norm=_first(children, "norm"),
         activation=_first(children, "act"),
-        reduction="",
         attention_dropout=_first(children, "attn_drop"),
         projection="proj",
         projection_dropout=_first(children, "proj_drop"),
@@ -238,14 +237,16 @@ def _projected_attention(module: nn.Module, children: set[str]) -> AttentionRole
         return None
     if not hasattr(module, "sequence_reduction_ratio"):
         return None
+    outer = _first(children, "sequence_reduction")
+    if outer and set(dict(module.get_submodule(outer).named_children())) != {outer, "layer_norm"}:
+        return f"its {outer} has other children than {outer!r} and 'layer_norm'"
     roles = AttentionRoles(
         query="q_proj",
         keys_values=("k_proj", "v_proj"),
         pool="",
-        sr="",
-        norm="",
+        sr=outer and f"{outer}.{outer}",
+        norm=outer and f"{outer}.layer_norm",
         activation="",
-        reduction=_first(children, "sequence_reduction"),
         attention_dropout="",
         projection="o_proj",
         projection_dropout="",
@@ -273,7 +274,6 @@ def _split_attention(module: nn.Module, children: set[str]) -> AttentionRoles | 
         sr=_first(children, "sr"),
         norm=_first(children, "layer_norm"),
         activation="",
-        reduction="",
         attention_dropout=_first(children, "dropout"),
         projection="",
         projection_dropout="",
@@ -292,10 +292,9 @@ def _why_not_attention(
         roles.query,
         *roles.keys_values,
         roles.pool,
-        roles.sr,
-        roles.norm,
+        roles.sr.partition(".")[0],
+        roles.norm.partition(".")[0],
         roles.activation,
-        roles.reduction,
         roles.attention_dropout,
         roles.projection,
         roles.projection_dropout,

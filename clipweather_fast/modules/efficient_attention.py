@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
-from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads
+from clipweather_fast.modules._tokens import as_image, by_heads, reduced
 
 __all__ = ["EfficientAttention"]
 
@@ -90,16 +90,16 @@ class EfficientAttention(nn.Module):
     def _reduced(self, x: Tensor, height: int, width: int) -> Tensor:
         """The tokens keys and values come from, (N, (H // s)·(W // s), dim)."""
         who = type(self).__name__
-        image = as_image(who, x, height, width)
         if self.sr_ratio == 1:
+            as_image(who, x, height, width)  # for its error
             return x
         if height < self.sr_ratio or width < self.sr_ratio:
             raise ValueError(
                 f"{who}: H and W must be at least sr_ratio = {self.sr_ratio}, "
                 f"got {height} and {width}; pad the image"
             )
-        reduced: Tensor = self.norm(as_tokens(self.sr(image)))
-        return reduced
+        normed: Tensor = self.norm(reduced(who, x, height, width, self.sr))
+        return normed
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
