@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from call import Call, results
-from tolerance import assert_as_good_as_reference
+from tolerance import assert_as_good_as_reference, largest_error
 
 
 def module_call(module: nn.Module, x: Tensor, *arguments: Any) -> Call:
@@ -27,7 +27,30 @@ def assert_same_function(fast: nn.Module, original: nn.Module, x: Tensor, *argum
     call = module_call(fast, x, *arguments)
     truth = module_call(original, x, *arguments)
     truth = truth.with_tensors(**{name: call.tensors[name] for name in truth.tensors})
-    assert_as_good_as_reference(results(call), truth, results)
+    assert_as_good_as_reference(results(call), truth, less_lucky_results)
+
+
+def less_lucky_results(call: Call) -> dict[str, Tensor]:
+    """The worse of two runs, tensor by tensor: as called, and with inputs off by one unit at most.
+
+    A module chains many sums, some of which cancel (a query's bias has almost no gradient), so the
+    error of one run may be small by luck. The second run shows what such a tensor can be known to.
+    """
+    once = results(call)
+    if call.dtype == torch.float64:
+        return once
+    truth, nudged = results(call.to(torch.float64)), results(call.map(_nudged))
+    return {
+        name: max(once[name], nudged[name], key=lambda t, true=true: largest_error(t, true))
+        for name, true in truth.items()
+    }
+
+
+def _nudged(t: Tensor) -> Tensor:
+    """Every value moved by a random part of one unit in the last place."""
+    generator = torch.Generator().manual_seed(9)
+    part = 2 * torch.rand(t.shape, generator=generator, dtype=torch.float64) - 1
+    return (t.double() * (1 + torch.finfo(t.dtype).eps * part)).to(t.dtype)
 
 
 def randomised(module: nn.Module) -> nn.Module:

@@ -87,8 +87,8 @@ def test_timm_s_blocks_stay_the_same(network: str, kind: str, fused: FusedCalls)
         fast, report = accelerated(block)
         assert len(report.swapped) == 1
         fused.count = 0
-        x = tokens(1, 9, 8, next(block.parameters()).shape[1])
-        assert_same_function(fast, block, x, (9, 8))
+        x = tokens(1, 16, 24, next(block.parameters()).shape[1])
+        assert_same_function(fast, block, x, (16, 24))
         assert fused.count > 0
 
 
