@@ -30,6 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--bench-threads", type=int, default=1, help="threads of every contestant")
     group.addoption("--bench-seconds", type=float, help="time for one case's rounds")
+    group.addoption(
+        "--bench-clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: this process's processor time, for one thread on a machine others use as well",
+    )
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
     group.addoption("--bench-results", type=Path, default=RESULTS, help="where complete runs go")
 
@@ -57,6 +63,7 @@ class Run:
             rounds=(2, 5) if quick else (5, 100),
             compile=not (option.no_compile or quick),
             threads=option.bench_threads,
+            cpu_clock=option.bench_clock == "cpu",
             cache_bytes=max(_CACHE_BYTES, facts.get("l2_bytes", 0)),
         )
         self.contest = Contest(self.settings)
@@ -78,6 +85,7 @@ class Run:
                 "device": settings.device,
                 "scope": settings.scope,
                 "threads": settings.threads,
+                "clock": "processor time" if settings.cpu_clock else "wall",
                 "allocator": allocator.describe(self.tuned),
                 "seconds_per_case": settings.seconds,
                 "roofs": roofs.measured(settings.device),

@@ -31,10 +31,13 @@ class Settings:
     rounds: tuple[int, int]
     compile: bool
     threads: int
+    cpu_clock: bool
     cache_bytes: int
 
     @property
     def clock(self) -> Callable[[], float]:
+        if self.cpu_clock:
+            return time.process_time
         return synchronised if self.device == "cuda" else time.perf_counter
 
 

@@ -109,17 +109,18 @@ def phases(rehearse: bool) -> list[Phase]:
     jobs = str(os.cpu_count() or 1)
     setup = [sys.executable, "setup.py", "build_ext", "--inplace", "--parallel", jobs]
     planned = [
-        Phase("build", setup, 180, build),
+        Phase("build", setup, 150, build),
         Phase("environment", [sys.executable, "-c", _ENVIRONMENT], 40, {}),
     ]
-    brief = ["--brief"] if rehearse else []
-    for backend in backends:
-        test = [*python, "pytest", "tests/ops", "-q", "--backend", backend]
-        extra = brief if backend != "triton" else ["--brief"]
-        planned.append(Phase(f"tests-{backend}", [*test, *extra], 100, {}))
+    for backend, seconds in zip(backends, (100, 70), strict=False):
+        test = [*python, "pytest", "tests/ops", "-q", "--backend", backend, "-p", "no:benchmark"]
+        if importlib.util.find_spec("xdist") and not rehearse:
+            test += ["-n", str(min(8, os.cpu_count() or 1))]
+        extra = [] if backend == "cuda" else ["--brief"]
+        planned.append(Phase(f"tests-{backend}", [*test, *extra], seconds, {}))
     measure = [*python, "pytest", *(f"benchmarks/{name}" for name in _BENCHMARKS), "-q"]
     measure += ["--quick"] if rehearse else ["--bench-device", "cuda", "--bench-seconds", "0.3"]
-    planned.append(Phase("benchmarks", measure, 190, {}))
+    planned.append(Phase("benchmarks", measure, 180, {}))
     for backend in backends:
         small = [*python, "benchmarks.small_cases", "--device", device, "--backend", backend]
         for tool in ("memcheck", "racecheck"):

@@ -139,7 +139,7 @@ def _details_of(content: dict[str, Any]) -> list[str]:
         "",
         f"{'' if content['complete'] else 'The run was cut short. '}"
         f"Commit `{content['commit'][:10]}`{' with changes' if content['modified'] else ''}; "
-        f"allocator: {content['allocator']}; copy "
+        f"allocator: {content['allocator']}; clock: {content['clock']}; copy "
         f"{content['roofs']['copy_bytes_per_s'] / 1e9:.1f} GB/s, fp32 matrix product "
         f"{content['roofs']['matmul_float32_flops'] / 1e9:.0f} GFLOP/s.",
         "",
