@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipweather_fast.ops._layout import channels_last
 
-__all__ = ["accumulator", "dense_image", "dense_parameter", "filled"]
+__all__ = ["accumulator", "aligned_image", "dense_image", "dense_parameter", "filled"]
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -21,6 +21,17 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def dense_image(x: Tensor | None) -> Tensor | None:
     """An image as dense (N, H, W, C) memory."""
     return None if x is None else channels_last(x)
+
+
+def aligned_image(x: Tensor | None) -> Tensor | None:
+    """An image as dense (N, H, W, C) memory that a GPU's widest loads may start at.
+
+    A slice of a larger tensor can start anywhere.
+    """
+    dense = dense_image(x)
+    if dense is None or dense.data_ptr() % 16 == 0:
+        return dense
+    return dense.clone(memory_format=torch.channels_last)
 
 
 def dense_parameter(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:

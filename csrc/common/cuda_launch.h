@@ -41,6 +41,12 @@ class DeviceGuard {
   int device_ = 0;
 };
 
+// A one-dimensional grid; its limit is out of reach of images that fit in memory.
+inline unsigned grid_of(int64_t blocks) {
+  if (blocks > 0x7fffffff) throw std::invalid_argument("more than 2^31 - 1 CUDA blocks");
+  return static_cast<unsigned>(blocks);
+}
+
 // Every kernel starts here: a refused launch is an exception, never a silent wrong result.
 template <class... Expected, class... Given>
 void launch(const char* name, void (*kernel)(Expected...), dim3 grid, unsigned threads,

@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -25,7 +26,7 @@
 #define __forceinline__ inline
 #define __noinline__
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
 // One block runs at a time, so a static is shared by exactly its threads.
 #define __shared__ static
@@ -206,6 +207,11 @@ T lane_value(int lane) {
 }
 inline int lane() { return static_cast<int>(block().running % kWarp); }
 
+inline std::mutex& one_launch_at_a_time() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 inline void* dynamic_shared() { return block().shared.data(); }
 
 }  // namespace cuda_shim
@@ -307,12 +313,14 @@ struct cudaLaunchConfig_t {
 };
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid value"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+// What Tensor.get_device() says of a CPU tensor.
+inline constexpr int kDevice = -1;
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = kDevice;
   return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
+  return device == kDevice ? cudaSuccess : cudaErrorInvalidValue;
 }
 template <class F>
 cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int bytes) {
@@ -327,6 +335,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 template <class... Expected, class... Given>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...),
                                Given&&... given) {
+  const std::lock_guard<std::mutex> lock(cuda_shim::one_launch_at_a_time());
   const dim3 grid = config->gridDim;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535u ||
       grid.z > 65535u || config->dynamicSmemBytes > cuda_shim::kMaxSharedBytes)
