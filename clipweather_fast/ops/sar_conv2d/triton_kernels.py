@@ -29,7 +29,15 @@ from clipweather_fast.ops.sar_conv2d.triton_variants import (
     shipped_variants,
 )
 
-__all__ = ["backward", "forward", "shipped_configurations"]
+__all__ = [
+    "Parameters",
+    "backward",
+    "backward_image",
+    "backward_kernels",
+    "forward",
+    "shipped_configurations",
+    "specialised",
+]
 
 #: Partial sums that one step of the last pass adds at once.
 BLOCK_RUNS = 32
@@ -353,11 +361,13 @@ def _launches(v: Variant, image: str) -> list[tuple[Any, dict[str, str], dict[st
             v.image_constants(),
         ),
     }
-    return [
-        (
-            kernel,
-            {name: kind for name, kind in arguments.items() if kind is not None},
-            constants | {name: None for name, kind in arguments.items() if kind is None},
-        )
-        for kernel, (arguments, constants) in uses.items()
-    ]
+    return [specialised(kernel, *use) for kernel, use in uses.items()]
+
+
+def specialised(
+    kernel: Any, arguments: dict[str, str | None], constants: dict[str, Any]
+) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    """The absent arguments (None) moved to the compile-time ones."""
+    absent = {name: None for name, kind in arguments.items() if kind is None}
+    present = {name: kind for name, kind in arguments.items() if kind is not None}
+    return kernel, present, {**constants, **absent}

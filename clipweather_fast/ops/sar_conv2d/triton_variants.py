@@ -83,12 +83,12 @@ class Variant(NamedTuple):
     def maps_tile(self) -> dict[str, Any]:
         """The tile of the pass over the maps, whose program runs through every channel.
 
-        8 elements per thread, as each kernel takes two sums per element. Where there are too few
-        pixels to fill the device, the tile is wide in channels instead.
+        8 elements per thread, as each kernel takes two sums per element; 4 where there are too few
+        pixels to fill the device.
         """
         tile = {"TILE_H": 4, "TILE_W": 4, "BLOCK_C": block_c(self.c, 64)}
         if self.kernels and self.tiles(tile) < FULL_DEVICE:
-            return {"TILE_H": 2, "TILE_W": 2, "BLOCK_C": block_c(self.c, 256)}
+            return {**tile, "TILE_H": 2}
         return tile
 
     def kernels_tile(self) -> dict[str, Any]:
