@@ -6,6 +6,7 @@ triton_variants.py. No launch waits for the device, so a CUDA graph can capture 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -365,7 +366,7 @@ def _launches(v: Variant, image: str) -> list[tuple[Any, dict[str, str], dict[st
 
 
 def specialised(
-    kernel: Any, arguments: dict[str, str | None], constants: dict[str, Any]
+    kernel: Any, arguments: Mapping[str, str | None], constants: dict[str, Any]
 ) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """The absent arguments (None) moved to the compile-time ones."""
     absent = {name: None for name, kind in arguments.items() if kind is None}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import triton
-
 #: Every sum is short and nothing diverges: four warps hide latency as well as eight and leave small
 #: tiles enough elements per thread for wide loads. The loads feed no dot product, so there is
 #: nothing to pipeline. Fused multiply-add by name, because Triton 3.10 turns its default off.
@@ -20,9 +18,13 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": 
 FULL_DEVICE = 264
 
 
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
 def block_c(channels: int, most: int) -> int:
     """Channels per program: a power of two, no more than needed, at least 64 bytes of fp32."""
-    return min(most, max(16, triton.next_power_of_2(channels)))
+    return min(most, max(16, 1 << (channels - 1).bit_length()))
 
 
 class Variant(NamedTuple):
@@ -63,11 +65,11 @@ class Variant(NamedTuple):
 
     def tiles(self, tile: dict[str, Any]) -> int:
         """How many tiles cover the pixels."""
-        return self.n * triton.cdiv(self.h, tile["TILE_H"]) * triton.cdiv(self.w, tile["TILE_W"])
+        return self.n * ceil_div(self.h, tile["TILE_H"]) * ceil_div(self.w, tile["TILE_W"])
 
     def blocks(self, tile: dict[str, Any]) -> int:
         """How many blocks cover the channels."""
-        return triton.cdiv(self.c, tile["BLOCK_C"])
+        return ceil_div(self.c, tile["BLOCK_C"])
 
     def gather_tile(self) -> dict[str, Any]:
         """The tile of the kernels that gather one result per element (forward, image).
