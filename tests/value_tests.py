@@ -40,7 +40,9 @@ class ValueTests:
     def test_layouts(self, backend: str, device: str, layout: str, few: str) -> None:
         if layout in self.refused_layouts:
             pytest.skip("the operator refuses this layout, as its bad calls show")
-        call = self.call(few, torch.float32, device).map(LAYOUTS[layout], self.activations)
+        # Equal keys or equal values would make gradients of attention vanish but for rounding.
+        names = self.activations[:1] if layout == "expanded_inside" else self.activations
+        call = self.call(few, torch.float32, device).map(LAYOUTS[layout], names)
         got = results(self.runnable(call, backend), backend=backend)
         assert_as_good_as_reference(got, call, reference_results)
 
