@@ -25,12 +25,13 @@ MOST_KEYS_ON_GPU = 256
 
 def _why_not_cuda(q: Tensor, *rest: Any) -> str | None:
     return _native.why_not_cuda(q) or (
-        "there is no CUDA kernel of this operator yet; the Triton kernel serves CUDA tensors"
+        "this operator has no CUDA C++ kernel; its Triton kernel and PyTorch's attention serve "
+        "CUDA tensors"
     )
 
 
 def _why_not_triton(q: Tensor, *rest: Any) -> str | None:
-    return why_not_triton(q) or "there is no Triton kernel of this operator yet"
+    return why_not_triton(q)
 
 
 def _why_not_cpu(q: Tensor, *rest: Any) -> str | None:
