@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.models._structure import AttentionRoles, MlpRoles
-from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads, reduced
+from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads, check, reduced
 
 __all__ = ["Accelerated", "accelerated_class"]
 
@@ -54,11 +54,12 @@ class AcceleratedMlp(Accelerated):
         if not self._fusible(args, kwargs) or _dropping(dropout):
             return super().forward(*args, **kwargs)
         x, height, width = _tokens_and_size(args, roles.pair)
+        check(type(self).original.__name__, x, height, width)
         x = _child(self, roles.first)(x)
         if roles.before:
             x = _child(self, roles.before)(x)
         convolution = cast(nn.Conv2d, _child(self, roles.convolution))
-        z = as_image(type(self).__name__, x, height, width)
+        z = as_image(x, height, width)
         z = ops.depthwise_conv2d(z, convolution.weight, convolution.bias, activation="gelu")
         return _child(self, roles.second)(as_tokens(z))
 
@@ -72,6 +73,7 @@ class AcceleratedAttention(Accelerated):
             return super().forward(*args, **kwargs)
         roles = self.roles
         x, height, width = _tokens_and_size(args, roles.pair)
+        check(type(self).original.__name__, x, height, width)
         heads = getattr(self, roles.heads)
         q = by_heads(_child(self, roles.query)(x), heads)
         k, v = self._keys_values(self._reduced(x, height, width), heads)
@@ -100,18 +102,17 @@ class AcceleratedAttention(Accelerated):
         return getattr(config, "_attn_implementation", "sdpa") != "sdpa"
 
     def _reduced(self, x: Tensor, height: int, width: int) -> Tensor:
-        roles, who = self.roles, type(self).__name__
+        roles = self.roles
         if not roles.sr:
-            as_image(who, x, height, width)  # for its error
             return x
         sr = _child(self, roles.sr)
         if roles.pool:
-            image = _child(self, roles.pool)(as_image(who, x, height, width))
+            image = _child(self, roles.pool)(as_image(x, height, width))
             x = as_tokens(sr(image))
         elif type(sr) is nn.Conv2d and not _observed(sr):
-            x = reduced(who, x, height, width, sr)
+            x = reduced(x, height, width, sr)
         else:
-            x = as_tokens(sr(as_image(who, x, height, width)))
+            x = as_tokens(sr(as_image(x, height, width)))
         x = _child(self, roles.norm)(x)
         return _child(self, roles.activation)(x) if roles.activation else x
 

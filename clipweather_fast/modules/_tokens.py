@@ -9,19 +9,19 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["as_image", "as_tokens", "by_heads", "reduced"]
+__all__ = ["as_image", "as_tokens", "by_heads", "check", "reduced"]
 
 
-def as_image(who: str, x: Tensor, height: int, width: int) -> Tensor:
-    """Tokens (N, L, C) seen as an image (N, C, H, W); channels-last where the tokens are dense.
-
-    Raises:
-        ValueError: if ``x`` is not (N, L, C) with L = H·W.
-    """
+def check(who: str, x: Tensor, height: int, width: int) -> None:
+    """``ValueError`` unless ``x`` is (N, L, C) with L = H·W."""
     if x.dim() != 3 or x.shape[1] != height * width:
         raise ValueError(
             f"{who}: x must be (N, L, C) with L = H·W = {height}·{width}, got {tuple(x.shape)}"
         )
+
+
+def as_image(x: Tensor, height: int, width: int) -> Tensor:
+    """Tokens (N, H·W, C) seen as an image (N, C, H, W); channels-last where they are dense."""
     return x.transpose(1, 2).view(x.shape[0], x.shape[2], height, width)
 
 
@@ -35,20 +35,16 @@ def by_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads)
 
 
-def reduced(who: str, x: Tensor, height: int, width: int, convolution: nn.Conv2d) -> Tensor:
+def reduced(x: Tensor, height: int, width: int, convolution: nn.Conv2d) -> Tensor:
     """Tokens (N, H·W, C) seen as an image, convolved, and seen as tokens again (N, H'·W', D).
 
     Where the windows do not overlap the convolution is one Linear layer on windows laid out in
     rows. On the CPU that takes a quarter of the time of PyTorch's convolution, at 4 × 4 and above.
-
-    Raises:
-        ValueError: if ``x`` is not (N, L, C) with L = H·W.
     """
-    image = as_image(who, x, height, width)
     high, wide = convolution.stride
     rows, columns = height // high, width // wide
     if x.device.type != "cpu" or not _windows(convolution) or rows * columns == 0:
-        return as_tokens(convolution(image))
+        return as_tokens(convolution(as_image(x, height, width)))
     n, channels = x.shape[0], x.shape[2]
     cut = x.view(n, height, width, channels)[:, : rows * high, : columns * wide]
     windows = cut.view(n, rows, high, columns, wide, channels).transpose(2, 3)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
-from clipweather_fast.modules._tokens import as_image, as_tokens
+from clipweather_fast.modules._tokens import as_image, as_tokens, check
 
 __all__ = ["ConvMlp"]
 
@@ -82,7 +82,8 @@ class ConvMlp(nn.Module):
         Raises:
             ValueError: if ``x`` is not (N, H·W, dim).
         """
-        z = as_image(type(self).__name__, self.fc1(x), H, W)
+        check(type(self).__name__, x, H, W)
+        z = as_image(self.fc1(x), H, W)
         z = ops.depthwise_conv2d(z, self.static.weight, self.static.bias, activation="gelu")
         return self._project(z)
 

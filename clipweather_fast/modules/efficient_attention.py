@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
-from clipweather_fast.modules._tokens import as_image, by_heads, reduced
+from clipweather_fast.modules._tokens import by_heads, check, reduced
 
 __all__ = ["EfficientAttention"]
 
@@ -71,6 +71,7 @@ class EfficientAttention(nn.Module):
         Raises:
             ValueError: if ``x`` is not (N, H·W, dim), or H or W is less than ``sr_ratio``.
         """
+        check(type(self).__name__, x, H, W)
         q = by_heads(self.q(x), self.num_heads)
         kv = by_heads(self.kv(self._reduced(x, H, W)), 2 * self.num_heads)
         k, v = kv[:, :, : self.num_heads], kv[:, :, self.num_heads :]
@@ -89,16 +90,14 @@ class EfficientAttention(nn.Module):
 
     def _reduced(self, x: Tensor, height: int, width: int) -> Tensor:
         """The tokens keys and values come from, (N, (H // s)·(W // s), dim)."""
-        who = type(self).__name__
         if self.sr_ratio == 1:
-            as_image(who, x, height, width)  # for its error
             return x
         if height < self.sr_ratio or width < self.sr_ratio:
             raise ValueError(
-                f"{who}: H and W must be at least sr_ratio = {self.sr_ratio}, "
+                f"{type(self).__name__}: H and W must be at least sr_ratio = {self.sr_ratio}, "
                 f"got {height} and {width}; pad the image"
             )
-        normed: Tensor = self.norm(reduced(who, x, height, width, self.sr))
+        normed: Tensor = self.norm(reduced(x, height, width, self.sr))
         return normed
 
     def extra_repr(self) -> str:

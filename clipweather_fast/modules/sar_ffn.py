@@ -8,7 +8,7 @@ from typing import Literal, overload
 from torch import Tensor, nn
 
 from clipweather_fast import ops
-from clipweather_fast.modules._tokens import as_image
+from clipweather_fast.modules._tokens import as_image, check
 from clipweather_fast.modules.conv_mlp import ConvMlp
 from clipweather_fast.modules.sar_conv2d import SARConv2d
 
@@ -85,9 +85,10 @@ class SARFFN(ConvMlp):
         Raises:
             ValueError: if ``x`` is not (N, H·W, dim).
         """
+        check(type(self).__name__, x, H, W)
         sar = self.sar
         mixed = ops.sar_mixer(
-            as_image(type(self).__name__, self.fc1(x), H, W),
+            as_image(self.fc1(x), H, W),
             sar.depthwise.weight,
             sar.depthwise.bias,
             sar.pointwise.weight,

@@ -289,6 +289,14 @@ def test_keyword_arguments_are_accepted() -> None:
     torch.testing.assert_close(fast(x, H=9, W=11), block(x, 9, 11))
 
 
+def test_a_wrong_size_is_named_by_the_block() -> None:
+    fast, _ = accelerated(Block(16, 2, 1))
+    for block, name in ((fast.attn, "ReducedAttention"), (fast.mlp, "FeedForward")):
+        words = rf"^{name}: x must be \(N, L, C\) with L = H·W = 4·4, got \(1, 99, 16\)$"
+        with pytest.raises(ValueError, match=words):
+            block(tokens(1, *SIZE, 16), 4, 4)
+
+
 def test_frozen_and_tied_parameters() -> None:
     model = nn.ModuleList([FeedForward(16, 32), FeedForward(16, 32)])
     model[1].fc1.weight = model[0].fc1.weight

@@ -68,7 +68,7 @@ def test_state_dict_is_the_one_of_transweather() -> None:
 
 def test_tokens_and_images_are_the_same_memory() -> None:
     x = tokens(2, 5, 7, 6)
-    image = as_image("test", x, 5, 7)
+    image = as_image(x, 5, 7)
     assert image.data_ptr() == x.data_ptr()
     assert image.is_contiguous(memory_format=torch.channels_last)
     back = as_tokens(image)
@@ -132,6 +132,6 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> Non
 
 
 def test_wrong_size_is_named() -> None:
-    words = r"SARFFN: x must be \(N, L, C\) with L = H·W = 5·6, got \(2, 35, 16\)"
+    words = r"SARFFN: x must be \(N, L, C\) with L = H·W = 5·6, got \(2, 35, 8\)"
     with pytest.raises(ValueError, match=words):
         SARFFN(8)(tokens(2, 5, 7, 8), 5, 6)
