@@ -71,7 +71,8 @@ class Run:
         self.failed: set[str] = set()
         self.written: list[Path] = []
         self._results: Path = option.bench_results
-        self._facts, self._store = facts, None
+        self._facts = facts
+        self._store: Store | None = None
 
     @property
     def store(self) -> Store:

@@ -113,7 +113,7 @@ class Lane:
         return [self.call_on(inputs) for inputs in self._pool.sets(self.contestant.layout)]
 
 
-def _without_grad(call: Any, inputs: Inputs) -> Tensor:
+def _without_grad(call: Any, inputs: Inputs) -> Any:
     with torch.no_grad():
         return call(inputs)
 
