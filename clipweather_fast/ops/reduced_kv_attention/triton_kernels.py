@@ -9,8 +9,6 @@ backward forms the softmax anew, so that the weights sum to one and their gradie
 Queries, keys and values are read in place, whatever the strides of their first three axes.
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
-
 from __future__ import annotations
 
 import math
