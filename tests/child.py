@@ -16,7 +16,7 @@ def environment(**variables: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | variables
 
 
-def run_battery(backend: str, *more: str, seconds: float = 300, **variables: str) -> str:
+def run_battery(backend: str, *more: str, seconds: float = 900, **variables: str) -> str:
     """Runs the brief battery of one backend; fails unless at least one test ran and all passed.
 
     Returns:
