@@ -178,6 +178,9 @@ CLIPWEATHER_INLINE void store_first(T* p, V v, int64_t count) {
 // Sum of the lanes, in one fixed order.
 template <class A, class V>
 CLIPWEATHER_INLINE A horizontal_sum(V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return _mm512_reduce_add_ps((__m512)v);
+#endif
   A lanes[kLanes<A>];
   std::memcpy(lanes, &v, sizeof v);
   for (int width = kLanes<A> / 2; width > 0; width /= 2)

@@ -82,10 +82,13 @@ void fetch_tile(const Image<T>& image, const BackwardCut& cut, const Tile& tile,
     A* out = scratch + i * cut.x_width * kLanes<A>;
     for (int64_t j = 0; j < cut.x_width; ++j, out += kLanes<A>) {
       const int64_t column = first + j;
-      if (row < 0 || row >= image.h || column < 0 || column >= image.w)
+      if (row < 0 || row >= image.h || column < 0 || column >= image.w) {
         store(out, Vector<A>{});
-      else
-        store(out, load_live<T, Vector<A>>(image.data + (row * image.w + column) * image.c + c, live));
+        continue;
+      }
+      const T* in = image.data + (row * image.w + column) * image.c + c;
+      store(out, load_live<T, Vector<A>>(in, live));
+      __builtin_prefetch(in + kLanes<A>);  // the next block's turn comes when this one is done
     }
   }
 }
@@ -134,12 +137,25 @@ CLIPWEATHER_INLINE void gather_row(const Rows& g_row, int64_t g_width, const Ban
       for (int bank = 0; bank < count; ++bank) {
         const A* bank_taps = taps + (row * count + bank) * size * kLanes<A>;
         const A* bank_g = g + bank * g_width * kLanes<A>;
+        if constexpr (kSize > 0) {
+          Vector<A> tap[kSize];
 #pragma GCC unroll 3
-        for (int i = 0; i < size; ++i) {
-          const Vector<A> tap = load(bank_taps + i * kLanes<A>);
+          for (int i = 0; i < kSize; ++i) tap[i] = load(bank_taps + i * kLanes<A>);
+          // Each value of G is loaded once and serves every pixel it reaches.
+#pragma GCC unroll 10
+          for (int column = 0; column < kGather + kSize - 1; ++column) {
+            const Vector<A> value = load(bank_g + column * kLanes<A>);
 #pragma GCC unroll 8
-          for (int p = 0; p < kGather; ++p)
-            acc[p] += tap * load(bank_g + (p - i + size - 1) * kLanes<A>);
+            for (int p = 0; p < kGather; ++p)
+              if (p + kSize - 1 >= column && p <= column)
+                acc[p] += tap[p + kSize - 1 - column] * value;
+          }
+        } else {
+          for (int i = 0; i < size; ++i) {
+            const Vector<A> tap = load(bank_taps + i * kLanes<A>);
+            for (int p = 0; p < kGather; ++p)
+              acc[p] += tap * load(bank_g + (p - i + size - 1) * kLanes<A>);
+          }
         }
       }
     }

@@ -117,44 +117,85 @@ class Backward {
       std::memset(g, 0, static_cast<size_t>(count_ * stride) * sizeof(A));
       return;
     }
-    const int64_t plane = s_.h * s_.w * s_.c, map_width = padded<A>(cut_.g_width);
+    const int64_t plane = s_.h * s_.w * s_.c;
     const bool core_row = row >= tile.h0 && row < tile.h1;
-    const T* grad_y = static_cast<const T*>(args_.grad_y);
-    const T* grad_residual = static_cast<const T*>(args_.grad_residual);
     for (int64_t first = 0; first < cut_.g_width; first += kGroup) {
+      const int64_t column = tile.w0 - cut_.half + first;
       Vector<A> acc[kCount > 0 ? kCount : kMaxBanks][kGroup];
       convolve_tile<kCount, kSize>(x + (i * cut_.x_width + first) * kLanes<A>, cut_.x_width, banks_,
                                    block, acc);
-#pragma GCC unroll 4
-      for (int p = 0; p < kGroup; ++p) {
-        const int64_t column = tile.w0 - cut_.half + first + p;
-        A* out = g + (first + p) * kLanes<A>;
-        if (column < 0 || column >= s_.w) {
-          for (int bank = 0; bank < count_; ++bank) store(out + bank * stride, Vector<A>{});
+      const Pixels at{tile.n * plane + (row * s_.w + column) * s_.c + c, live,
+                      maps + first, g + first * kLanes<A>,
+                      t + ((row - tile.h0) * cut_.tile + column - tile.w0) * folding_.mixed *
+                              kLanes<A>};
+      // Branch-free where every pixel lies in the image and inside (or outside) the tile proper.
+      if (column >= 0 && column + kGroup <= s_.w && live == kLanes<A>) {
+        if (core_row && column >= tile.w0 && column + kGroup <= tile.w1) {
+          fill_pixels<true>(at, acc, [](int) { return true; }, [](int) { return true; });
           continue;
         }
-        const int64_t at = tile.n * plane + (row * s_.w + column) * s_.c + c;
-        Vector<A> gradient{};
-        if (grad_y != nullptr) gradient = load_live<T, Vector<A>>(grad_y + at, live);
-        const int count = kCount > 0 ? kCount : count_;
-        if (s_.activation == Activation::kGelu) {
-          Vector<A> pre = acc[0][p];
+      }
+      fill_pixels<false>(
+          at, acc, [&](int p) { return column + p >= 0 && column + p < s_.w; },
+          [&](int p) { return core_row && column + p >= tile.w0 && column + p < tile.w1; });
+    }
+  }
+
+  // Where a group of pixels lies: in the image's tensors, in a row of maps, in G and in t.
+  struct Pixels {
+    int64_t at, live;
+    const A* maps;
+    A* g;
+    A* t;
+  };
+
+  template <bool kInside, class InImage, class InTile>
+  CLIPWEATHER_INLINE void fill_pixels(const Pixels& px,
+                                      Vector<A> (&acc)[kCount > 0 ? kCount : kMaxBanks][kGroup],
+                                      const InImage& in_image, const InTile& in_tile) const {
+    const T* grad_y = static_cast<const T*>(args_.grad_y);
+    const T* grad_residual = static_cast<const T*>(args_.grad_residual);
+    const int count = kCount > 0 ? kCount : count_;
+    const int64_t map_width = padded<A>(cut_.g_width), stride = cut_.g_width * kLanes<A>;
+    const int64_t live = kInside ? int64_t{kLanes<A>} : px.live;
+    const int64_t next_row = s_.w * s_.c;  // fetched early: a tile's rows come far apart in memory
+    Vector<A> slope[kGroup];
+    if (s_.activation == Activation::kGelu) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kGroup; ++p) {
+        Vector<A> pre = acc[0][p];
 #pragma GCC unroll 9
-          for (int m = 1; m < count; ++m) pre += acc[m][p] * maps[(m - 1) * map_width + first + p];
-          gradient *= gelu_slope<T>(pre);
-        }
-        store(out, gradient);
-        if (grad_residual != nullptr)
-          gradient += load_live<T, Vector<A>>(grad_residual + at, live);
-        const bool core = core_row && column >= tile.w0 && column < tile.w1;
-        A* sums = t + ((row - tile.h0) * cut_.tile + column - tile.w0) * folding_.mixed * kLanes<A>;
+        for (int m = 1; m < count; ++m) pre += acc[m][p] * px.maps[(m - 1) * map_width + p];
+        slope[p] = gelu_slope<T>(pre);
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int p = 0; p < kGroup; ++p) slope[p] = broadcast(A(1));
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < kGroup; ++p) {
+      A* out = px.g + p * kLanes<A>;
+      if (!kInside && !in_image(p)) {
+        for (int bank = 0; bank < count; ++bank) store(out + bank * stride, Vector<A>{});
+        continue;
+      }
+      const int64_t at = px.at + p * s_.c;
+      Vector<A> gradient{};
+      if (grad_y != nullptr) {
+        gradient = load_live<T, Vector<A>>(grad_y + at, live) * slope[p];
+        __builtin_prefetch(grad_y + at + next_row);
+      }
+      store(out, gradient);
+      if (grad_residual != nullptr) {
+        gradient += load_live<T, Vector<A>>(grad_residual + at, live);
+        __builtin_prefetch(grad_residual + at + next_row);
+      }
 #pragma GCC unroll 9
-        for (int m = 1; m < count; ++m) {
-          store(out + m * stride, gradient * maps[(m - 1) * map_width + first + p]);
-          if (!core) continue;
-          A* sum = sums + (m - 1) * kLanes<A>;
-          store(sum, load(sum) + gradient * acc[m][p]);
-        }
+      for (int m = 1; m < count; ++m) {
+        store(out + m * stride, gradient * px.maps[(m - 1) * map_width + p]);
+        if (!kInside && !in_tile(p)) continue;
+        A* sum = px.t + (p * (count - 1) + m - 1) * kLanes<A>;
+        store(sum, load(sum) + gradient * acc[m][p]);
       }
     }
   }
