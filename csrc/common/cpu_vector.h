@@ -175,17 +175,24 @@ CLIPWEATHER_INLINE void store_first(T* p, V v, int64_t count) {
   std::memcpy(p, buffer, sizeof(T) * static_cast<size_t>(count));
 }
 
-// Sum of the lanes, in one fixed order.
+// Sum of the lanes by halving, in one fixed order.
+template <class A, int kBytes, class V>
+CLIPWEATHER_INLINE A sum_halves(V v) {
+  if constexpr (kBytes == static_cast<int>(sizeof(A))) {
+    A value;
+    std::memcpy(&value, &v, sizeof value);
+    return value;
+  } else {
+    typedef A Half __attribute__((vector_size(kBytes / 2)));
+    Half low, high;
+    std::memcpy(&low, &v, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+    return sum_halves<A, kBytes / 2>(low + high);
+  }
+}
 template <class A, class V>
 CLIPWEATHER_INLINE A horizontal_sum(V v) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(A) == 4) return _mm512_reduce_add_ps((__m512)v);
-#endif
-  A lanes[kLanes<A>];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int width = kLanes<A> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  return sum_halves<A, kVectorBytes>(v);
 }
 
 }  // namespace CLIPWEATHER_ISA
