@@ -69,6 +69,8 @@ void launch_depthwise_grad_x_any(const float* grad_y, const void* weight, void* 
 // The parts of the backward pass, by file.
 void launch_sar_conv2d_backward_fast(const SarConv2dBackwardCudaArgs& args,
                                      const CudaContext& context);
+void launch_sar_conv2d_grad_x(const SarConv2dBackwardArgs& args, const void* g,
+                              const CudaContext& context);
 void launch_sar_conv2d_forward_any(const SarConv2dForwardArgs& args, const CudaContext& context);
 void launch_sar_conv2d_backward_any(const SarConv2dBackwardCudaArgs& args,
                                     const CudaContext& context);

@@ -2,12 +2,18 @@
 // the maps of its pixels. Included by .cu files only.
 #pragma once
 
+#include <type_traits>
+
 #include "common/cuda_rows.h"
 #include "common/elementwise.h"
 #include "sar_conv2d/sar_conv2d_cuda.h"
 
 namespace clipweather {
 
+// A block's columns, a warp each. Eight columns read ten: the two outside ones cost a quarter more
+// L1 traffic, L2 takes it.
+inline constexpr int kColumns = 8;
+inline constexpr int kThreads = kColumns * kWarpSize;
 // Two channels a lane: the nine taps of three kernels then fit in registers beside the window.
 inline constexpr int kVector = 2;
 inline constexpr int kSlab = kVector * kWarpSize;
@@ -112,6 +118,23 @@ __device__ __forceinline__ void load_maps(const float* maps, int pixel,
     const Lanes<kMapStride<M>> all = load_shared<kMapStride<M>>(maps + pixel * kMapStride<M>);
 #pragma unroll
     for (int k = 0; k < M; ++k) values[k] = all.v[k];
+  }
+}
+
+// Calls body(std::integral_constant) with M as a compile-time constant.
+template <class Body>
+void for_mixed(int mixed, const Body& body) {
+  switch (mixed) {
+    case 0:
+      return body(std::integral_constant<int, 0>{});
+    case 1:
+      return body(std::integral_constant<int, 1>{});
+    case 2:
+      return body(std::integral_constant<int, 2>{});
+    case 3:
+      return body(std::integral_constant<int, 3>{});
+    default:
+      return body(std::integral_constant<int, 4>{});
   }
 }
 
