@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from clipweather_fast.ops._triton import interpreted
+
 #: Every sum is short and nothing diverges: four warps hide latency as well as eight and leave small
 #: tiles enough elements per thread for wide loads. The loads feed no dot product, so there is
 #: nothing to pipeline. Fused multiply-add by name, because Triton 3.10 turns its default off.
@@ -16,6 +18,16 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": 
 #: Programs that fill an H100 or H200 (132 multiprocessors) twice. A constant: sums whose order
 #: asked the device would change with it.
 FULL_DEVICE = 264
+
+#: Rows and columns of every tile under TRITON_INTERPRET=1, where time goes by the program and not
+#: by the element: a quarter of the programs, and still several for a test's image.
+INTERPRETED_TILE: tuple[int, int] | None = (8, 16) if interpreted() else None
+
+
+def sides(rows: int, columns: int) -> dict[str, int]:
+    """A tile of so many pixels on a GPU."""
+    rows, columns = INTERPRETED_TILE or (rows, columns)
+    return {"TILE_H": rows, "TILE_W": columns}
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -77,10 +89,11 @@ class Variant(NamedTuple):
         Large images take 16 elements per thread, so that a packed kernel value once loaded serves
         several pixels; 8 where that would leave multiprocessors idle or many maps need registers.
         """
-        tile = {"TILE_H": 4, "TILE_W": 8, "BLOCK_C": block_c(self.c, 64)}
+        block = {"BLOCK_C": block_c(self.c, 64)}
+        tile = {**sides(4, 8), **block}
         if self.mixed <= 3 and self.tiles(tile) * self.blocks(tile) >= FULL_DEVICE:
             return tile
-        return {**tile, "TILE_W": 4}
+        return {**sides(4, 4), **block}
 
     def maps_tile(self) -> dict[str, Any]:
         """The tile of the pass over the maps, whose program runs through every channel.
@@ -88,9 +101,10 @@ class Variant(NamedTuple):
         8 elements per thread, as each kernel takes two sums per element; 4 where there are too few
         pixels to fill the device.
         """
-        tile = {"TILE_H": 4, "TILE_W": 4, "BLOCK_C": block_c(self.c, 64)}
+        block = {"BLOCK_C": block_c(self.c, 64)}
+        tile = {**sides(4, 4), **block}
         if self.kernels and self.tiles(tile) < FULL_DEVICE:
-            return {**tile, "TILE_H": 2}
+            return {**sides(2, 4), **block}
         return tile
 
     def kernels_tile(self) -> dict[str, Any]:
@@ -101,11 +115,10 @@ class Variant(NamedTuple):
         """
         rows = self.kernel_size if self.kernel_size == 3 and self.sums <= 4 else 1
         count = (rows * self.kernel_size + 1) * self.sums
-        sides = (4, 8) if count <= 8 else (4, 4) if count <= 16 else (2, 4)
+        tile = sides(4, 8) if count <= 8 else sides(4, 4) if count <= 16 else sides(2, 4)
         if count > 40:
-            sides = (2, 2)
-        block = block_c(self.c, 64)
-        return {"ROWS": rows, "TILE_H": sides[0], "TILE_W": sides[1], "BLOCK_C": block}
+            tile = sides(2, 2)
+        return {"ROWS": rows, **tile, "BLOCK_C": block_c(self.c, 64)}
 
     def forward_constants(self) -> dict[str, Any]:
         return {

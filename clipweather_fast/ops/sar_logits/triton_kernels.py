@@ -38,6 +38,7 @@ from clipweather_fast.ops.sar_conv2d.triton_variants import (
     SHIPPED_IMAGES,
     Variant,
     block_c,
+    sides,
 )
 
 __all__ = ["backward", "forward", "shipped_configurations"]
@@ -157,15 +158,15 @@ def _variant(x: Tensor) -> Variant:
 
 def forward_constants(v: Variant, kernels: int) -> dict[str, Any]:
     """8 elements per thread; 4 where 8 would leave multiprocessors idle or K sums need room."""
-    tile = {"TILE_H": 4, "TILE_W": 4, "BLOCK_C": block_c(v.c, 64)}
+    tile = sides(4, 4)
     if kernels > 4 or v.tiles(tile) < FULL_DEVICE:
-        tile["TILE_H"] = 2
-    return {"KERNELS": kernels, **tile}
+        tile = sides(2, 4)
+    return {"KERNELS": kernels, **tile, "BLOCK_C": block_c(v.c, 64)}
 
 
 def backward_constants(v: Variant, kernels: int) -> dict[str, Any]:
-    rows = 2 if kernels > 4 else 4
-    return {"KERNELS": kernels, "TILE_H": rows, "TILE_W": 4, "BLOCK_C": block_c(v.c, 64)}
+    tile = sides(2, 4) if kernels > 4 else sides(4, 4)
+    return {"KERNELS": kernels, **tile, "BLOCK_C": block_c(v.c, 64)}
 
 
 def forward(
