@@ -24,7 +24,7 @@ T* pointer(Address address) {
 
 }  // namespace clipweather
 
-#define CLIPWEATHER_BINDINGS(op)                                                 \
-  static void bind_##op(pybind11::module_& module);                              \
-  static const ::clipweather::Binding op##_binding(&bind_##op);                  \
+#define CLIPWEATHER_BINDINGS(op)                                \
+  static void bind_##op(pybind11::module_& module);             \
+  static const ::clipweather::Binding op##_binding(&bind_##op); \
   static void bind_##op(pybind11::module_& module)

@@ -2,7 +2,8 @@
 //
 // Each csrc/<op>/<op>_cpu.cpp is compiled once per instruction set with CLIPWEATHER_ISA set to
 // baseline, avx2, avx512 or avx512_bf16, which is also the namespace its functions live in.
-// Declare a kernel for all of them with CLIPWEATHER_CPU_KERNEL and call it with CLIPWEATHER_CPU_CALL.
+// Declare a kernel for all of them with CLIPWEATHER_CPU_KERNEL and call it with
+// CLIPWEATHER_CPU_CALL.
 #pragma once
 
 namespace clipweather {
@@ -14,23 +15,38 @@ Isa cpu_isa();
 
 }  // namespace clipweather
 
-#define CLIPWEATHER_CPU_KERNEL(function, Args)          \
-  namespace clipweather {                               \
-  namespace baseline { void function(const Args&); }    \
-  namespace avx2 { void function(const Args&); }        \
-  namespace avx512 { void function(const Args&); }      \
-  namespace avx512_bf16 { void function(const Args&); } \
+#define CLIPWEATHER_CPU_KERNEL(function, Args) \
+  namespace clipweather {                      \
+  namespace baseline {                         \
+  void function(const Args&);                  \
+  }                                            \
+  namespace avx2 {                             \
+  void function(const Args&);                  \
+  }                                            \
+  namespace avx512 {                           \
+  void function(const Args&);                  \
+  }                                            \
+  namespace avx512_bf16 {                      \
+  void function(const Args&);                  \
+  }                                            \
   }
 
 #if defined(CLIPWEATHER_X86)
-#define CLIPWEATHER_CPU_CALL(function, args)                                             \
-  do {                                                                                   \
-    switch (::clipweather::cpu_isa()) {                                                  \
-      case ::clipweather::Isa::kAvx512Bf16: ::clipweather::avx512_bf16::function(args); break; \
-      case ::clipweather::Isa::kAvx512: ::clipweather::avx512::function(args); break;    \
-      case ::clipweather::Isa::kAvx2: ::clipweather::avx2::function(args); break;        \
-      default: ::clipweather::baseline::function(args);                                  \
-    }                                                                                    \
+#define CLIPWEATHER_CPU_CALL(function, args)        \
+  do {                                              \
+    switch (::clipweather::cpu_isa()) {             \
+      case ::clipweather::Isa::kAvx512Bf16:         \
+        ::clipweather::avx512_bf16::function(args); \
+        break;                                      \
+      case ::clipweather::Isa::kAvx512:             \
+        ::clipweather::avx512::function(args);      \
+        break;                                      \
+      case ::clipweather::Isa::kAvx2:               \
+        ::clipweather::avx2::function(args);        \
+        break;                                      \
+      default:                                      \
+        ::clipweather::baseline::function(args);    \
+    }                                               \
   } while (false)
 #else
 #define CLIPWEATHER_CPU_CALL(function, args) ::clipweather::baseline::function(args)

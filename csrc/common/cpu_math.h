@@ -25,11 +25,10 @@ CLIPWEATHER_INLINE Vector<float> horner(const float (&c)[kTerms], Vector<float> 
 // Minimax fits of (Phi(u) - 1/2) / u, Phi the normal distribution function, in s = 2 u^2 / X^2 - 1.
 // Largest error of u * Phi(u): 6e-7 (rounding included) up to |u| = 7, and 8e-6 for 16-bit storage.
 inline constexpr float kCdfRange = 5.4f;
-inline constexpr float kCdf[] = {1.309281140e-01f,  -6.532798747e-02f, 4.849939010e-02f,
-                                 -3.920915725e-02f, 3.212114074e-02f,  -2.572372969e-02f,
-                                 1.960887217e-02f,  -1.405589550e-02f, 9.783400190e-03f,
-                                 -6.535026834e-03f, 3.419173314e-03f,  -1.352658785e-03f,
-                                 1.085328370e-03f,  -9.701120880e-04f, 3.217374687e-04f};
+inline constexpr float kCdf[] = {
+    1.309281140e-01f,  -6.532798747e-02f, 4.849939010e-02f,  -3.920915725e-02f, 3.212114074e-02f,
+    -2.572372969e-02f, 1.960887217e-02f,  -1.405589550e-02f, 9.783400190e-03f,  -6.535026834e-03f,
+    3.419173314e-03f,  -1.352658785e-03f, 1.085328370e-03f,  -9.701120880e-04f, 3.217374687e-04f};
 inline constexpr float kCdfRange16 = 5.0f;
 inline constexpr float kCdf16[] = {1.413643019e-01f,  -7.030051860e-02f, 5.148801100e-02f,
                                    -4.031917057e-02f, 3.174414840e-02f,  -2.421515736e-02f,
@@ -45,9 +44,9 @@ inline constexpr float kSlope[] = {
     -1.094435238e-02f, 4.457478854e-03f};
 inline constexpr float kSlopeRange16 = 5.2f;
 inline constexpr float kSlope16[] = {
-    1.364119573e-01f, -7.085064628e-02f, 6.062659649e-02f,  -6.432364500e-02f, 7.188379020e-02f,
-    -7.415981069e-02f, 8.004084392e-02f, -8.950419923e-02f, 5.984387789e-02f,  -1.221732562e-02f,
-    2.058958401e-02f, -3.979393686e-02f, 1.760834258e-02f};
+    1.364119573e-01f,  -7.085064628e-02f, 6.062659649e-02f,  -6.432364500e-02f, 7.188379020e-02f,
+    -7.415981069e-02f, 8.004084392e-02f,  -8.950419923e-02f, 5.984387789e-02f,  -1.221732562e-02f,
+    2.058958401e-02f,  -3.979393686e-02f, 1.760834258e-02f};
 
 #if defined(__AVX512F__)
 // The segment's polynomial at |u|; kRows coefficients.
@@ -88,8 +87,8 @@ CLIPWEATHER_INLINE Vector<float> gelu_slope(Vector<float> u) {
     half = segmented(kSlope16Table, a);
   // The sign bit of u flips the half; 0x78 is half XOR (u AND sign bit).
   const __m512i sign = _mm512_set1_epi32(INT32_MIN);
-  const __m512i signed_half = _mm512_ternarylogic_epi32(
-      _mm512_castps_si512((__m512)half), _mm512_castps_si512((__m512)u), sign, 0x78);
+  const __m512i signed_half = _mm512_ternarylogic_epi32(_mm512_castps_si512((__m512)half),
+                                                        _mm512_castps_si512((__m512)u), sign, 0x78);
   return (Vector<float>)_mm512_castsi512_ps(signed_half) + 0.5f;
 }
 #else
@@ -124,7 +123,8 @@ CLIPWEATHER_INLINE Vector<float> gelu_slope(Vector<float> u) {
 }
 #endif
 
-// e^x to about 1e-7 relative; underflows to 0 below -87, overflows to inf above 88.7. NaN stays NaN.
+// e^x to about 1e-7 relative; underflows to 0 below -87, overflows to inf above 88.7. NaN stays
+// NaN.
 CLIPWEATHER_INLINE Vector<float> exp(Vector<float> x) {
   constexpr float c[] = {1.000000001e+00f, 6.931472057e-01f, 2.402264689e-01f, 5.550328776e-02f,
                          9.618488961e-03f, 1.339993162e-03f, 1.534581195e-04f};

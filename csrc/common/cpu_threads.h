@@ -2,16 +2,16 @@
 // count: sums formed per task repeat bit for bit on any number of threads.
 #pragma once
 
-#include <cstdint>
-
 #include <omp.h>
+
+#include <cstdint>
 
 namespace clipweather {
 namespace {  // one copy per translation unit: these are compiled for different instruction sets
 
-// Calls body(task, thread) for task in [0, tasks), thread in [0, threads). Threads are those of torch:
-// the caller passes torch.get_num_threads(), and `import torch` comes first so that both share one
-// OpenMP runtime.
+// Calls body(task, thread) for task in [0, tasks), thread in [0, threads). Threads are those of
+// torch: the caller passes torch.get_num_threads(), and `import torch` comes first so that both
+// share one OpenMP runtime.
 template <class Body>
 inline void parallel_tasks(int64_t tasks, int threads, const Body& body) {
   if (threads <= 1 || tasks <= 1) {

@@ -91,8 +91,8 @@ CLIPWEATHER_INLINE Vector<float> load(const float16_t* p) {
 #elif defined(__F16C__)
   return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-  // Shift the exponent into place as an integer and rescale by 2^112: exact for normal and subnormal
-  // numbers; infinities and NaN get their exponent set afterwards.
+  // Shift the exponent into place as an integer and rescale by 2^112: exact for normal and
+  // subnormal numbers; infinities and NaN get their exponent set afterwards.
   HalfVectorU16 h;
   std::memcpy(&h, p, sizeof h);
   const VectorU32 wide = __builtin_convertvector(h, VectorU32);

@@ -1,10 +1,10 @@
 // What every CPU kernel of the family shares: the kernels packed as banks, and the gate.
 //
-// A "bank" is a depthwise kernel with its bias. Bank 0, the unit bank, has weight one at every pixel;
-// bank m >= 1 has weight maps[m - 1]. Where the maps are a softmax, which sums to one, kernel K-1 is
-// folded into the unit bank and the others become differences to it: exact algebra, one convolution
-// fewer and the static one for free. Differences are formed in A (fp32), never in 16 bits. A wanted
-// residual needs the static part alone, so then nothing is folded.
+// A "bank" is a depthwise kernel with its bias. Bank 0, the unit bank, has weight one at every
+// pixel; bank m >= 1 has weight maps[m - 1]. Where the maps are a softmax, which sums to one,
+// kernel K-1 is folded into the unit bank and the others become differences to it: exact algebra,
+// one convolution fewer and the static one for free. Differences are formed in A (fp32), never in
+// 16 bits. A wanted residual needs the static part alone, so then nothing is folded.
 #pragma once
 
 #include "common/cpu_buffer.h"
@@ -56,7 +56,8 @@ struct Banks {
     const int k = kernel_size;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kLanes<A>;
-      const int live = static_cast<int>(first + kLanes<A> <= channels ? kLanes<A> : channels - first);
+      const int live =
+          static_cast<int>(first + kLanes<A> <= channels ? kLanes<A> : channels - first);
       A* bias_out = biases.get() + (block * count + bank) * kLanes<A>;
       if (bias != nullptr)
         for (int lane = 0; lane < live; ++lane) bias_out[lane] += sign * bias[first + lane];
@@ -64,8 +65,8 @@ struct Banks {
       const A* in = kernel + first * k * k;
       for (int row = 0; row < k; ++row)
         for (int column = 0; column < k; ++column) {
-          A* out = taps.get() + block * tap_stride() +
-                   ((row * count + bank) * k + column) * kLanes<A>;
+          A* out =
+              taps.get() + block * tap_stride() + ((row * count + bank) * k + column) * kLanes<A>;
           for (int lane = 0; lane < live; ++lane)
             out[lane] += sign * in[(lane * k + row) * k + column];
         }

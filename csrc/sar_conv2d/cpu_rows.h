@@ -2,7 +2,8 @@
 //
 // A group of kGroup neighbouring pixels walks over the channels, kLanes at a time. Pixels are
 // contiguous, so memory is read in streams; the banks' taps come from L1 or L2 and each serves
-// kGroup pixels. Arithmetic bounds it: (1 + mixed) * 9 + mixed multiply-adds and the GELU per element.
+// kGroup pixels. Arithmetic bounds it: (1 + mixed) * 9 + mixed multiply-adds and the GELU per
+// element.
 #pragma once
 
 #include "sar_conv2d/cpu_banks.h"
@@ -40,13 +41,12 @@ struct Window {
   CLIPWEATHER_INLINE void set(const Image<T>& image, int64_t row, int64_t column, int kernel_size) {
     const int64_t half = kernel_size / 2;
     const int columns = kGroup + kernel_size - 1;
-    const bool inside = row >= half && row + half < image.h && column >= half &&
-                        column - half + columns <= image.w;
+    const bool inside =
+        row >= half && row + half < image.h && column >= half && column - half + columns <= image.w;
     for (int i = 0; i < kernel_size; ++i)
       for (int j = 0; j < columns; ++j)
-        in[i][j] = inside
-                       ? image.data + ((row + i - half) * image.w + column + j - half) * image.c
-                       : image.pixel(row + i - half, column + j - half);
+        in[i][j] = inside ? image.data + ((row + i - half) * image.w + column + j - half) * image.c
+                          : image.pixel(row + i - half, column + j - half);
     const int64_t far = row + half + 1 < image.h ? row + half + 1 : row;
     for (int j = 0; j < kGroup; ++j) {
       const int64_t clamped = column + j < image.w ? column + j : image.w - 1;

@@ -1,11 +1,12 @@
 // Backward, tile by tile: what sar_conv2d and sar_logits share.
 //
-// A task owns a tile of one picture and a chunk of channels. For one block of kLanes channels at a time
-// it copies the tile of x, with a halo and zeros beyond the border, to scratch that stays in cache;
-// then, row by row, the op computes G, the gradient of each bank's output; from three finished rows of
-// G one row of grad_x is gathered (nothing is scattered), and the taps' gradients grow in registers.
-// Partial sums of taps go to a workspace, one slot per tile, and are added in the order of the tiles:
-// tiles depend on the sizes alone, so results repeat bit for bit on any number of threads.
+// A task owns a tile of one picture and a chunk of channels. For one block of kLanes channels at a
+// time it copies the tile of x, with a halo and zeros beyond the border, to scratch that stays in
+// cache; then, row by row, the op computes G, the gradient of each bank's output; from three
+// finished rows of G one row of grad_x is gathered (nothing is scattered), and the taps' gradients
+// grow in registers. Partial sums of taps go to a workspace, one slot per tile, and are added in
+// the order of the tiles: tiles depend on the sizes alone, so results repeat bit for bit on any
+// number of threads.
 //
 // Arithmetic bounds it: about four times the forward pass. Keeping G of the whole image in memory
 // instead of recomputing the halo would save 13 % of the recomputation and cost two more passes.
@@ -27,7 +28,7 @@ inline constexpr int kGather = 4;
 struct BackwardCut {
   int half;
   int64_t strip, tile, strips, tiles, chunk, chunks;  // chunk: in blocks of kLanes channels
-  int64_t g_width, x_width;                            // padded widths of a tile's rows in scratch
+  int64_t g_width, x_width;                           // padded widths of a tile's rows in scratch
 
   BackwardCut(int64_t n, int64_t h, int64_t w, int64_t blocks, int kernel_size)
       : half(kernel_size / 2) {
@@ -47,8 +48,8 @@ struct BackwardCut {
   int64_t g_rows() const { return strip + 2 * half; }
 };
 
-// One task's place in the image. Column i of a row of G is image column w0 - half + i; column i of x in
-// scratch is w0 - 2 half + i.
+// One task's place in the image. Column i of a row of G is image column w0 - half + i; column i of
+// x in scratch is w0 - 2 half + i.
 struct Tile {
   int64_t index, n, h0, h1, w0, w1, block0, block1;
 
@@ -93,7 +94,8 @@ void fetch_tile(const Image<T>& image, const BackwardCut& cut, const Tile& tile,
   }
 }
 
-// acc[bank][pixel] for kGroup pixels; x: scratch at the group's first pixel and the kernel's first row.
+// acc[bank][pixel] for kGroup pixels; x: scratch at the group's first pixel and the kernel's first
+// row.
 template <int kCount, int kSize, class A>
 CLIPWEATHER_INLINE void convolve_tile(const A* x, int64_t x_width, const Banks<A>& banks,
                                       int64_t block,
@@ -119,8 +121,8 @@ CLIPWEATHER_INLINE void convolve_tile(const A* x, int64_t x_width, const Banks<A
       }
 }
 
-// One row of grad_x (pixels w0..w1 of row q) from the rows of G around it. g_row(i) is the row of G that
-// meets kernel row i; its banks lie g_width * kLanes apart.
+// One row of grad_x (pixels w0..w1 of row q) from the rows of G around it. g_row(i) is the row of G
+// that meets kernel row i; its banks lie g_width * kLanes apart.
 template <int kCount, int kSize, class T, class A, class Rows>
 CLIPWEATHER_INLINE void gather_row(const Rows& g_row, int64_t g_width, const Banks<A>& banks,
                                    int64_t block, int64_t count_pixels, T* grad_x, int64_t stride,
@@ -172,7 +174,8 @@ CLIPWEATHER_INLINE void gather_row(const Rows& g_row, int64_t g_width, const Ban
 }
 
 // Adds to the taps' and biases' gradients of one block what one row of G gives: slot as in
-// TapGradients. g: the row at its first pixel; x: the same pixel in scratch, at the kernel's first row.
+// TapGradients. g: the row at its first pixel; x: the same pixel in scratch, at the kernel's first
+// row.
 template <int kCount, int kSize, class A>
 CLIPWEATHER_INLINE void correlate_row(const A* g, int64_t g_width, const A* x, int64_t x_width,
                                       int64_t pixels, int dynamic_count, int dynamic_size,
@@ -221,7 +224,8 @@ CLIPWEATHER_INLINE void correlate_row(const A* g, int64_t g_width, const A* x, i
   }
 }
 
-// Partial sums, one slot per tile and block: `rows` vectors of kLanes, and their total over the tiles.
+// Partial sums, one slot per tile and block: `rows` vectors of kLanes, and their total over the
+// tiles.
 template <class A>
 struct Partials {
   int64_t tiles, blocks, rows;

@@ -1,4 +1,5 @@
-// sar_conv2d: y = activation(DWConv(x, static) + sum_n gate(logits)_n (DWConv(x, weight_n) + bias_n)).
+// sar_conv2d: y = activation(DWConv(x, static) + sum_n gate(logits)_n (DWConv(x, weight_n) +
+// bias_n)).
 //
 // The same kernels serve depthwise_conv2d: no mixed kernels (kernels = 0), only the static one.
 #pragma once
@@ -17,8 +18,8 @@ inline constexpr int kMaxKernelSize = 7;
 // Parameters come as A whatever their own dtype; absent ones are null.
 struct SarConv2dSizes {
   int64_t n, c, h, w;
-  int kernels;      // K, 0 to kMaxKernels
-  int kernel_size;  // k: 3, 5 or 7
+  int kernels;               // K, 0 to kMaxKernels
+  int kernel_size;           // k: 3, 5 or 7
   int64_t logits_stride[4];  // in elements, for (N, K, H, W)
   Gate gate;
   Activation activation;

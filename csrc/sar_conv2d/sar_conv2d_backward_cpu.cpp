@@ -83,8 +83,8 @@ class Backward {
     const int half = cut_.half;
     const int64_t ring = count_ * cut_.g_width * kLanes<A>;  // one row of G
     read_maps(tile, maps);
-    std::memset(t, 0,
-                static_cast<size_t>(cut_.strip * cut_.tile * folding_.mixed * kLanes<A>) * sizeof(A));
+    std::memset(
+        t, 0, static_cast<size_t>(cut_.strip * cut_.tile * folding_.mixed * kLanes<A>) * sizeof(A));
     for (int64_t block = tile.block0; block < tile.block1; ++block) {
       const int64_t c = block * kLanes<A>;
       const int64_t live = c + kLanes<A> <= s_.c ? int64_t{kLanes<A>} : s_.c - c;
@@ -95,10 +95,9 @@ class Backward {
         A* g_row = g + i % size_ * ring;
         fill_row(tile, block, c, live, i, row, x, maps + i * map_row(), g_row, t);
         if (row >= tile.h0 && row < tile.h1)
-          correlate_row<kCount, kSize>(g_row + half * kLanes<A>, cut_.g_width,
-                                       x + (i * cut_.x_width + half) * kLanes<A>, cut_.x_width,
-                                       tile.w1 - tile.w0, count_, size_,
-                                       taps_.slot(tile.index, block));
+          correlate_row<kCount, kSize>(
+              g_row + half * kLanes<A>, cut_.g_width, x + (i * cut_.x_width + half) * kLanes<A>,
+              cut_.x_width, tile.w1 - tile.w0, count_, size_, taps_.slot(tile.index, block));
         if (i < 2 * half) continue;
         const auto rows = [&](int kernel_row) { return g + (i - kernel_row) % size_ * ring; };
         gather_row<kCount, kSize>(rows, cut_.g_width, banks_, block, tile.w1 - tile.w0,
@@ -124,10 +123,10 @@ class Backward {
       Vector<A> acc[kCount > 0 ? kCount : kMaxBanks][kGroup];
       convolve_tile<kCount, kSize>(x + (i * cut_.x_width + first) * kLanes<A>, cut_.x_width, banks_,
                                    block, acc);
-      const Pixels at{tile.n * plane + (row * s_.w + column) * s_.c + c, live,
-                      maps + first, g + first * kLanes<A>,
-                      t + ((row - tile.h0) * cut_.tile + column - tile.w0) * folding_.mixed *
-                              kLanes<A>};
+      const Pixels at{
+          tile.n * plane + (row * s_.w + column) * s_.c + c, live, maps + first,
+          g + first * kLanes<A>,
+          t + ((row - tile.h0) * cut_.tile + column - tile.w0) * folding_.mixed * kLanes<A>};
       // Branch-free where every pixel lies in the image and inside (or outside) the tile proper.
       if (column >= 0 && column + kGroup <= s_.w && live == kLanes<A>) {
         if (core_row && column >= tile.w0 && column + kGroup <= tile.w1) {
@@ -295,11 +294,16 @@ void backward_of(const SarConv2dBackwardArgs& args) {
   const Folding folding(args.size, args.grad_residual != nullptr);
   if (args.size.kernel_size == 3 && sizeof(T) <= 4) {
     switch (folding.mixed) {
-      case 0: return Backward<1, 3, T>(args, folding).run();
-      case 1: return Backward<2, 3, T>(args, folding).run();
-      case 2: return Backward<3, 3, T>(args, folding).run();
-      case 3: return Backward<4, 3, T>(args, folding).run();
-      default: break;
+      case 0:
+        return Backward<1, 3, T>(args, folding).run();
+      case 1:
+        return Backward<2, 3, T>(args, folding).run();
+      case 2:
+        return Backward<3, 3, T>(args, folding).run();
+      case 3:
+        return Backward<4, 3, T>(args, folding).run();
+      default:
+        break;
     }
   }
   Backward<kAnyBanks, kAnyBanks, T>(args, folding).run();
@@ -309,10 +313,14 @@ void backward_of(const SarConv2dBackwardArgs& args) {
 
 void sar_conv2d_backward(const SarConv2dBackwardArgs& args) {
   switch (args.size.dtype) {
-    case DType::kFloat32: return backward_of<float>(args);
-    case DType::kBFloat16: return backward_of<bfloat16_t>(args);
-    case DType::kFloat16: return backward_of<float16_t>(args);
-    case DType::kFloat64: return backward_of<double>(args);
+    case DType::kFloat32:
+      return backward_of<float>(args);
+    case DType::kBFloat16:
+      return backward_of<bfloat16_t>(args);
+    case DType::kFloat16:
+      return backward_of<float16_t>(args);
+    case DType::kFloat64:
+      return backward_of<double>(args);
   }
 }
 

@@ -45,11 +45,16 @@ void forward_of(const SarConv2dForwardArgs& args) {
   const Folding folding(args.size, args.residual != nullptr);
   if (args.size.kernel_size == 3 && sizeof(T) <= 4) {
     switch (folding.mixed) {
-      case 0: return forward<1, 3, T>(args, folding);
-      case 1: return forward<2, 3, T>(args, folding);
-      case 2: return forward<3, 3, T>(args, folding);
-      case 3: return forward<4, 3, T>(args, folding);
-      default: break;
+      case 0:
+        return forward<1, 3, T>(args, folding);
+      case 1:
+        return forward<2, 3, T>(args, folding);
+      case 2:
+        return forward<3, 3, T>(args, folding);
+      case 3:
+        return forward<4, 3, T>(args, folding);
+      default:
+        break;
     }
   }
   forward<kAnyBanks, kAnyBanks, T>(args, folding);
@@ -59,10 +64,14 @@ void forward_of(const SarConv2dForwardArgs& args) {
 
 void sar_conv2d_forward(const SarConv2dForwardArgs& args) {
   switch (args.size.dtype) {
-    case DType::kFloat32: return forward_of<float>(args);
-    case DType::kBFloat16: return forward_of<bfloat16_t>(args);
-    case DType::kFloat16: return forward_of<float16_t>(args);
-    case DType::kFloat64: return forward_of<double>(args);
+    case DType::kFloat32:
+      return forward_of<float>(args);
+    case DType::kBFloat16:
+      return forward_of<bfloat16_t>(args);
+    case DType::kFloat16:
+      return forward_of<float16_t>(args);
+    case DType::kFloat64:
+      return forward_of<double>(args);
   }
 }
 

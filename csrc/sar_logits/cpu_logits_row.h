@@ -1,4 +1,5 @@
-// One stretch of a row of logits: the depthwise convolution, its GELU and the sum over the channels.
+// One stretch of a row of logits: the depthwise convolution, its GELU and the sum over the
+// channels.
 #pragma once
 
 #include "sar_conv2d/cpu_rows.h"
@@ -7,8 +8,8 @@
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
 
-// The predictor's parameters: the depthwise kernel as the only bank, and the pointwise ones padded with
-// zeros to whole vectors, so that lanes beyond the last channel add nothing.
+// The predictor's parameters: the depthwise kernel as the only bank, and the pointwise ones padded
+// with zeros to whole vectors, so that lanes beyond the last channel add nothing.
 template <class A>
 struct Predictor {
   Banks<A> banks;
@@ -75,8 +76,8 @@ void logits_row(const Image<T>& image, const Predictor<A>& predictor, int64_t h,
   }
 }
 
-// Planar logits to (N, H, W, K); what is kept is what storage can hold, so that a later pass over the
-// stored logits sees the same maps.
+// Planar logits to (N, H, W, K); what is kept is what storage can hold, so that a later pass over
+// the stored logits sees the same maps.
 template <class T, class A>
 void write_logits_row(A* planar, int kernels, int64_t count, T* out) {
   const int64_t width = padded<A>(count);
@@ -86,7 +87,8 @@ void write_logits_row(A* planar, int kernels, int64_t count, T* out) {
       T rounded[kLanes<A>];
       store(rounded, load(row + i));
       store(row + i, load(rounded));
-      for (int64_t j = 0; j < kLanes<A> && i + j < count; ++j) out[(i + j) * kernels + k] = rounded[j];
+      for (int64_t j = 0; j < kLanes<A> && i + j < count; ++j)
+        out[(i + j) * kernels + k] = rounded[j];
     }
   }
 }

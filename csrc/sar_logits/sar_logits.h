@@ -1,4 +1,5 @@
-// sar_logits: logits_k = pointwise_bias_k + sum_c pointwise_kc GELU(DWConv3x3(x)_c + depthwise_bias_c).
+// sar_logits: logits_k = pointwise_bias_k + sum_c pointwise_kc GELU(DWConv3x3(x)_c +
+// depthwise_bias_c).
 #pragma once
 
 #include <cstdint>

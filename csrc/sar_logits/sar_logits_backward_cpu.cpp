@@ -99,8 +99,7 @@ class Backward {
         }
         const A* gradient = grad_logits + ((tile.n * s_.h + row) * s_.w + column) * kernels;
         Vector<A> hidden{};
-        for (int k = 0; k < kernels; ++k)
-          hidden += load(pointwise + k * kLanes<A>) * gradient[k];
+        for (int k = 0; k < kernels; ++k) hidden += load(pointwise + k * kLanes<A>) * gradient[k];
         store(out, hidden * gelu_slope<T>(acc[0][p]));
         if (!core_row || column < tile.w0 || column >= tile.w1) continue;
         const Vector<A> value = gelu<T>(acc[0][p]);
@@ -156,10 +155,14 @@ class Backward {
 
 void sar_logits_backward(const SarLogitsBackwardArgs& args) {
   switch (args.size.dtype) {
-    case DType::kFloat32: return Backward<float>(args).run();
-    case DType::kBFloat16: return Backward<bfloat16_t>(args).run();
-    case DType::kFloat16: return Backward<float16_t>(args).run();
-    case DType::kFloat64: return Backward<double>(args).run();
+    case DType::kFloat32:
+      return Backward<float>(args).run();
+    case DType::kBFloat16:
+      return Backward<bfloat16_t>(args).run();
+    case DType::kFloat16:
+      return Backward<float16_t>(args).run();
+    case DType::kFloat64:
+      return Backward<double>(args).run();
   }
 }
 

@@ -43,10 +43,14 @@ void forward_of(const SarLogitsForwardArgs& args) {
 
 void sar_logits_forward(const SarLogitsForwardArgs& args) {
   switch (args.size.dtype) {
-    case DType::kFloat32: return forward_of<float>(args);
-    case DType::kBFloat16: return forward_of<bfloat16_t>(args);
-    case DType::kFloat16: return forward_of<float16_t>(args);
-    case DType::kFloat64: return forward_of<double>(args);
+    case DType::kFloat32:
+      return forward_of<float>(args);
+    case DType::kBFloat16:
+      return forward_of<bfloat16_t>(args);
+    case DType::kFloat16:
+      return forward_of<float16_t>(args);
+    case DType::kFloat64:
+      return forward_of<double>(args);
   }
 }
 

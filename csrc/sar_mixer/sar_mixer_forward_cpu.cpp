@@ -1,5 +1,5 @@
-// Forward of sar_mixer on the CPU: a row's logits, its maps, then the row itself, while the three rows
-// of z are in cache. So z comes from memory once and y goes there once.
+// Forward of sar_mixer on the CPU: a row's logits, its maps, then the row itself, while the three
+// rows of z are in cache. So z comes from memory once and y goes there once.
 #include "sar_logits/cpu_logits_row.h"
 #include "sar_mixer/sar_mixer.h"
 
@@ -55,10 +55,14 @@ void forward_of(const SarMixerForwardArgs& args) {
 
 void sar_mixer_forward(const SarMixerForwardArgs& args) {
   switch (args.size.dtype) {
-    case DType::kFloat32: return forward_of<float>(args);
-    case DType::kBFloat16: return forward_of<bfloat16_t>(args);
-    case DType::kFloat16: return forward_of<float16_t>(args);
-    case DType::kFloat64: return forward_of<double>(args);
+    case DType::kFloat32:
+      return forward_of<float>(args);
+    case DType::kBFloat16:
+      return forward_of<bfloat16_t>(args);
+    case DType::kFloat16:
+      return forward_of<float16_t>(args);
+    case DType::kFloat64:
+      return forward_of<double>(args);
   }
 }
 
