@@ -23,7 +23,7 @@ def run_battery(backend: str, *more: str, seconds: float = 900, **variables: str
         What pytest wrote.
     """
     command = [sys.executable, "-P", "-m", "pytest", str(TESTS / "ops"), "--brief"]
-    command += ["--backend", backend, "-q", "--tb=short", *more]
+    command += ["--backend", backend, "--tb=short", *more]  # not -q: it hides the header
     command += ["-p", "no:cacheprovider", "-p", "no:benchmark"]
     done = subprocess.run(
         command,
