@@ -15,7 +15,6 @@ TESTS = HERE.parent
 OPERATORS = ("sar_conv2d", "depthwise_conv2d", "sar_logits", "sar_mixer")
 
 
-@pytest.mark.slow_compile
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.mark.parametrize("order", ["forward", "reverse"])
 def test_values_and_gradients_in_either_order_of_threads(order: str) -> None:
