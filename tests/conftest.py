@@ -38,6 +38,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("clipweather")
 
 
+if interpreted():
+    from interpreter import round_bfloat16_to_nearest
+
+    round_bfloat16_to_nearest()
+
+
 def home(backend: str) -> str:
     """The device on which a backend is tested."""
     if backend == "cuda" or (backend == "triton" and not interpreted()):
