@@ -48,6 +48,12 @@ inline constexpr float kSlope16[] = {
     -7.415981069e-02f, 8.004084392e-02f,  -8.950419923e-02f, 5.984387789e-02f,  -1.221732562e-02f,
     2.058958401e-02f,  -3.979393686e-02f, 1.760834258e-02f};
 
+template <class V, class Function>
+CLIPWEATHER_INLINE V by_lane(V v, const Function& function) {
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(v[0])); ++i) v[i] = function(v[i]);
+  return v;
+}
+
 #if defined(__AVX512F__)
 // The segment's polynomial at |u|; kRows coefficients.
 template <int kRows>
@@ -90,6 +96,19 @@ CLIPWEATHER_INLINE Vector<float> gelu_slope(Vector<float> u) {
   const __m512i signed_half = _mm512_ternarylogic_epi32(_mm512_castps_si512((__m512)half),
                                                         _mm512_castps_si512((__m512)u), sign, 0x78);
   return (Vector<float>)_mm512_castsi512_ps(signed_half) + 0.5f;
+}
+#elif defined(__x86_64__) && !defined(__FMA__)
+// Without fused multiply-adds the polynomials round too much, and such processors are rare: the C
+// library computes.
+template <class T>
+CLIPWEATHER_INLINE Vector<float> gelu(Vector<float> u) {
+  return by_lane(u, [](float v) { return 0.5f * v * ::erfcf(-v * 0.707106781f); });
+}
+template <class T>
+CLIPWEATHER_INLINE Vector<float> gelu_slope(Vector<float> u) {
+  return by_lane(u, [](float v) {
+    return 0.5f * ::erfcf(-v * 0.707106781f) + v * 0.398942280f * ::expf(-0.5f * v * v);
+  });
 }
 #else
 // GELU(u) = u Phi(u). T is the storage type the result is rounded to. NaN stays NaN.
@@ -146,11 +165,6 @@ CLIPWEATHER_INLINE Vector<float> exp(Vector<float> x) {
   return select(x != x, x, positive);
 }
 
-template <class Function>
-CLIPWEATHER_INLINE Vector<double> by_lane(Vector<double> v, const Function& function) {
-  for (int i = 0; i < kLanes<double>; ++i) v[i] = function(v[i]);
-  return v;
-}
 template <class T>
 CLIPWEATHER_INLINE Vector<double> gelu(Vector<double> u) {
   return by_lane(u, [](double v) { return 0.5 * v * ::erfc(-v * 0.70710678118654752440); });
