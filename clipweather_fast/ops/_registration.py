@@ -8,13 +8,18 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["define", "implementation", "register_autograd"]
+from clipweather_fast.ops._direct import dispatcher_idle
+
+__all__ = ["call", "define", "implementation", "register_autograd"]
 
 #: The file of an op's folder that computes for a backend.
 FILES = {"cpu": "native_cpu", "cuda": "native_cuda", "triton": "triton_kernels"}
 
 _library = torch.library.Library("clipweather_fast", "DEF")
+_implementations: dict[str, Callable[..., Any]] = {}
+_functions: dict[str, type[torch.autograd.Function]] = {}
 
 
 def define(
@@ -24,6 +29,7 @@ def define(
 
     The last schema argument is ``str backend``: the choice was made before, from metadata.
     """
+    _implementations[name] = implementation
     _library.define(name + schema)
     _library.impl(name, implementation, "CPU")
     _library.impl(name, implementation, "CUDA")
@@ -39,12 +45,33 @@ def register_autograd(name: str, backward: Callable[..., Any], setup: Callable[.
         f"clipweather_fast::{name}", backward, setup_context=setup, lib=_library
     )
 
+    members = {
+        "forward": staticmethod(_implementations[name]),
+        "setup_context": staticmethod(setup),
+        "backward": staticmethod(backward),
+    }
+    _functions[name] = type(name, (torch.autograd.Function,), members)
+
     def refuse(ctx: Any, *grads: Any) -> None:
         raise RuntimeError(
             f"{name}: second derivatives are not implemented; use backend='reference'"
         )
 
     torch.library.register_autograd(f"clipweather_fast::{name}_backward", refuse, lib=_library)
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """``torch.ops.clipweather_fast.<name>(*arguments)``, past the dispatcher where that is idle."""
+    if dispatcher_idle(arguments):
+        if not (torch.is_grad_enabled() and _wants_gradient(arguments)):
+            return _implementations[name](*arguments)
+        if name in _functions:
+            return _functions[name].apply(*arguments)
+    return getattr(torch.ops.clipweather_fast, name)(*arguments)
+
+
+def _wants_gradient(arguments: tuple[Any, ...]) -> bool:
+    return any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
 @cache

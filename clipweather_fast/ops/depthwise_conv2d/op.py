@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipweather_fast.ops import _checks, _native, _registration
@@ -98,7 +97,7 @@ def depthwise_conv2d(
     name = select(OPERATOR, backend, *arguments)
     if name == "reference":
         return depthwise_conv2d_reference(*arguments)
-    y: Tensor = torch.ops.clipweather_fast.depthwise_conv2d(*arguments, name)
+    y: Tensor = _registration.call("depthwise_conv2d", *arguments, name)
     return y
 
 
@@ -159,8 +158,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _autograd(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     saved = ctx.saved_tensors  # read once: under activation checkpointing a second time raises
-    grads = torch.ops.clipweather_fast.depthwise_conv2d_backward(
-        grad_y, *saved, ctx.activation, ctx.backend
+    grads = _registration.call(
+        "depthwise_conv2d_backward", grad_y, *saved, ctx.activation, ctx.backend
     )
     grad_bias = None if saved[2] is None else grads[2]
     return grads[0], grads[1], grad_bias, None, None

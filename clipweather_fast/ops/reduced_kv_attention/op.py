@@ -144,7 +144,7 @@ def reduced_kv_attention(
     if name == "reference":
         named = (requested_backend() if backend is None else backend) == "reference"
         return (reduced_kv_attention_reference if named else attention_sdpa)(*arguments)
-    out: Tensor = torch.ops.clipweather_fast.reduced_kv_attention(*arguments, name)[0]
+    out: Tensor = _registration.call("reduced_kv_attention", *arguments, name)[0]
     return out
 
 
@@ -207,8 +207,8 @@ def _autograd(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[A
     if grad is None:
         return (None,) * 5
     saved = ctx.saved_tensors  # read once: under activation checkpointing a second time raises
-    grads = torch.ops.clipweather_fast.reduced_kv_attention_backward(
-        grad, *saved, ctx.scale, ctx.backend
+    grads = _registration.call(
+        "reduced_kv_attention_backward", grad, *saved, ctx.scale, ctx.backend
     )
     return (*grads, None, None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipweather_fast.ops import _checks, _native, _registration
@@ -181,7 +180,7 @@ def sar_conv2d(
     if name == "reference":
         y, residual = sar_conv2d_reference(*arguments[:-1])
     else:
-        y, residual = torch.ops.clipweather_fast.sar_conv2d(*arguments, name)
+        y, residual = _registration.call("sar_conv2d", *arguments, name)
     return (y, residual) if return_residual else y
 
 
@@ -271,8 +270,8 @@ def _autograd(ctx: Any, grad_y: Tensor | None, grad_residual: Tensor | None) -> 
     if grad_y is None and grad_residual is None:
         return (None,) * 10
     saved = ctx.saved_tensors  # read once: under activation checkpointing a second time raises
-    grads = torch.ops.clipweather_fast.sar_conv2d_backward(
-        grad_y, grad_residual, *saved, ctx.gate, ctx.activation, ctx.backend
+    grads = _registration.call(
+        "sar_conv2d_backward", grad_y, grad_residual, *saved, ctx.gate, ctx.activation, ctx.backend
     )
     wanted = zip(grads, saved, strict=True)
     return (*(None if saved is None else grad for grad, saved in wanted), None, None, None, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipweather_fast.ops import _checks, _native, _registration
@@ -132,7 +131,7 @@ def sar_logits(
     name = select(OPERATOR, backend, *arguments)
     if name == "reference":
         return sar_logits_reference(*arguments)
-    logits: Tensor = torch.ops.clipweather_fast.sar_logits(*arguments, name)
+    logits: Tensor = _registration.call("sar_logits", *arguments, name)
     return logits
 
 
@@ -192,9 +191,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _autograd(ctx: Any, grad_logits: Tensor) -> tuple[Any, ...]:
-    grads = torch.ops.clipweather_fast.sar_logits_backward(
-        grad_logits, *ctx.saved_tensors, ctx.backend
-    )
+    grads = _registration.call("sar_logits_backward", grad_logits, *ctx.saved_tensors, ctx.backend)
     return *grads, None
 
 

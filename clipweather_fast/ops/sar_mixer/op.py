@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipweather_fast.ops import _checks, _native, _registration
@@ -148,7 +147,7 @@ def sar_mixer(
     if name == "reference":
         y, residual = sar_mixer_reference(*arguments[:-1])
     elif name == "cpu":
-        y, residual, _ = torch.ops.clipweather_fast.sar_mixer(*arguments, name)
+        y, residual, _ = _registration.call("sar_mixer", *arguments, name)
     else:
         logits = sar_logits(*arguments[:5], backend=name)
         mixed: Tensor | tuple[Tensor, Tensor] = sar_conv2d(
@@ -214,8 +213,8 @@ def _autograd(
     if grad_y is None and grad_residual is None:
         return (None,) * 12
     saved = ctx.saved_tensors
-    grads = torch.ops.clipweather_fast.sar_mixer_backward(
-        grad_y, grad_residual, *saved, ctx.gate, ctx.backend
+    grads = _registration.call(
+        "sar_mixer_backward", grad_y, grad_residual, *saved, ctx.gate, ctx.backend
     )
     wanted = zip(grads, saved[:9], strict=True)
     return (*(None if tensor is None else grad for grad, tensor in wanted), None, None, None)
