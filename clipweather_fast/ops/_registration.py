@@ -45,11 +45,13 @@ def register_autograd(name: str, backward: Callable[..., Any], setup: Callable[.
         f"clipweather_fast::{name}", backward, setup_context=setup, lib=_library
     )
 
-    members = {
-        "forward": staticmethod(_implementations[name]),
-        "setup_context": staticmethod(setup),
-        "backward": staticmethod(backward),
-    }
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        # Not as a method setup_context: PyTorch binds a signature per call for that.
+        output = _implementations[name](*arguments)
+        setup(ctx, arguments, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     _functions[name] = type(name, (torch.autograd.Function,), members)
 
     def refuse(ctx: Any, *grads: Any) -> None:
