@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -71,9 +72,16 @@ class Teacher(nn.Module):
                 f"{self.who}: image must be at least 32 × 32, got {tuple(image.shape)}; pad it"
             )
         trunk = cast(Any, self.trunk)
-        with torch.autocast(image.device.type, enabled=False):
+        with _no_autocast(image.device.type):
             pixels = normalised(image.float(), CLIP_MEAN, CLIP_STD)
             stem: Tensor = trunk.stem(pixels.to(next(self.parameters()).dtype))
             second: Tensor = trunk.layer2(trunk.layer1(stem))
             third: Tensor = trunk.layer3(second)
             return [stem, second, third, trunk.layer4(third)]
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    # The meta device, on which shapes are computed, knows no autocast and objects to the word.
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
