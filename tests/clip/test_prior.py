@@ -208,7 +208,7 @@ def test_a_learnable_encoder_takes_no_weights() -> None:
 @pytest.mark.parametrize("kind", [tiny_clip.KIND, "convolutional:32"])
 def test_exports_with_any_size_and_number(kind: str) -> None:
     encoder = tiny(kind).eval()
-    dynamic = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     program = torch.export.export(
         encoder, (torch.rand(2, 3, 40, 50),), dynamic_shapes={"image": dynamic}
     )
