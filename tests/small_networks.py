@@ -52,6 +52,7 @@ def small(architecture: str = "ClipWeather", **changes: Any) -> RestorationNetwo
     """A small network in eval mode, every parameter disturbed; ``changes`` are of its fields."""
     config = SMALL_CLIP if architecture == "ClipWeather" else SMALL_TRANSWEATHER
     make: Any = ARCHITECTURES[architecture]
+    torch.manual_seed(2)
     return disturbed(make(config.replace(**changes))).eval()
 
 
