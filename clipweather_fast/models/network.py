@@ -157,15 +157,23 @@ class RestorationNetwork(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], *, hub: dict[str, Any] | None = None, **changes: Any
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **changes: Any,
     ) -> Self:
         """The network of a folder or of a repository on the Hugging Face hub, in eval mode.
 
         Args:
             source: a folder, ``"local-dir:FOLDER"``, ``"hf-hub:OWNER/NAME[@REVISION]"`` or
                 ``"OWNER/NAME"``.
-            hub: further arguments of ``huggingface_hub.hf_hub_download`` (``token``,
-                ``cache_dir``, ``local_files_only``, …).
+            revision, cache_dir, force_download, local_files_only, token: as in huggingface_hub;
+                they count for a repository alone.
             changes: fields of the configuration to change.
 
         Raises:
@@ -175,6 +183,13 @@ class RestorationNetwork(nn.Module):
         """
         from clipweather_fast.models.registry import pretrained
 
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
         network = pretrained(source, hub=hub, **changes)
         if not isinstance(network, cls):
             raise ValueError(

@@ -255,8 +255,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_from_the_hub(hub: list[Any]) -> None:
-    network = ClipWeather.from_pretrained("hf-hub:me/net@v2", hub={"token": "secret"})
-    options = {"revision": "v2", "token": "secret"}
+    network = ClipWeather.from_pretrained("hf-hub:me/net@v2", token="secret")
+    options = {
+        "revision": "v2",
+        "cache_dir": None,
+        "force_download": False,
+        "local_files_only": False,
+        "token": "secret",
+    }
     assert hub == [
         ("me/net", "model.safetensors", options),
         ("me/net", "config.json", options),
@@ -264,7 +270,9 @@ def test_from_the_hub(hub: list[Any]) -> None:
     image = photograph(64, 64)
     with torch.no_grad():
         assert torch.equal(network(image, prior_of(network)), small()(image, prior_of(network)))
-    assert isinstance(ClipWeather.from_pretrained("me/net", prior_weights="x"), ClipWeather)
+    other = ClipWeather.from_pretrained("me/net", revision="v1", prior_weights="x")
+    assert other.config.prior_weights == "x"
+    assert hub[-1][2]["revision"] == "v1"
 
 
 def test_to_the_hub(hub: list[Any]) -> None:
