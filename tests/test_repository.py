@@ -120,7 +120,7 @@ def test_every_variable_that_is_read_is_declared_and_the_other_way_round() -> No
 
 def test_declared_dependencies_are_used_and_used_ones_declared() -> None:
     declared = {re.split(r"[<>=\[ ]", line)[0] for line in PROJECT["dependencies"]}
-    modules = {"pillow": "PIL"}
+    modules = {"open_clip_torch": "open_clip", "pillow": "PIL"}
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imports(path)}
     # Triton comes with torch where it exists; without it the other backends run.
     used -= set(sys.stdlib_module_names) | {"clipweather_fast", "triton"}
@@ -129,7 +129,7 @@ def test_declared_dependencies_are_used_and_used_ones_declared() -> None:
 
 
 def test_imports_go_one_way() -> None:
-    layers = ["env", "ops", "modules", "models", "demo", "installation", "cli"]
+    layers = ["env", "ops", "modules", "clip", "models", "demo", "installation", "cli"]
     wrong = []
     for path in PACKAGE.rglob("*.py"):
         layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")

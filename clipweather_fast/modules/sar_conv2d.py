@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipweather_fast import ops
@@ -28,6 +29,11 @@ class SARConv2d(nn.Module):
         kernel_size: k of the mixed kernels, 3, 5 or 7 (the predictor's own kernel is 3×3).
         gate: ``"softmax"`` over K, or ``"sigmoid"``.
 
+        kernel_bias: whether the kernels have biases.
+        per_channel: maps of their own for every channel, W (N, K, C, H, W), by a pointwise
+            convolution with a group per channel. No kernel does this: it is plain PyTorch, and
+            holds K times the features in memory.
+
     Attributes:
         depthwise, pointwise: the predictor's two convolutions (C → C, 3×3 depthwise; C → K, 1×1).
         weight, bias: the kernels (K, C, k, k) and their biases (K, C).
@@ -41,7 +47,14 @@ class SARConv2d(nn.Module):
     """
 
     def __init__(
-        self, channels: int, num_kernels: int = 3, kernel_size: int = 3, *, gate: str = "softmax"
+        self,
+        channels: int,
+        num_kernels: int = 3,
+        kernel_size: int = 3,
+        *,
+        gate: str = "softmax",
+        kernel_bias: bool = True,
+        per_channel: bool = False,
     ) -> None:
         super().__init__()
         who = type(self).__name__
@@ -50,11 +63,13 @@ class SARConv2d(nn.Module):
         _construction.one_of(who, "kernel_size", kernel_size, (3, 5, 7))
         _construction.one_of(who, "gate", gate, ("softmax", "sigmoid"))
         self.channels, self.num_kernels, self.kernel_size = channels, num_kernels, kernel_size
-        self.gate = gate
+        self.gate, self.per_channel = gate, per_channel
         self.depthwise = _construction.depthwise(channels)
-        self.pointwise = nn.Conv2d(channels, num_kernels, 1)
+        maps, groups = (num_kernels * channels, channels) if per_channel else (num_kernels, 1)
+        self.pointwise = nn.Conv2d(channels, maps, 1, groups=groups)
         self.weight = nn.Parameter(torch.empty(num_kernels, channels, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.empty(num_kernels, channels))
+        bias = torch.empty(num_kernels, channels) if kernel_bias else None
+        self.bias = None if bias is None else nn.Parameter(bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -64,10 +79,17 @@ class SARConv2d(nn.Module):
         if self.pointwise.bias is not None:
             nn.init.zeros_(self.pointwise.bias)
         nn.init.normal_(self.weight, std=math.sqrt(2.0) / self.kernel_size)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The maps before the gate, (N, K, H, W), for features (N, C, H, W)."""
+        """The maps before the gate for features (N, C, H, W): (N, K, H, W).
+
+        With ``per_channel`` (N, C · K, H, W), the kernels of a channel side by side.
+        """
+        if self.per_channel:
+            maps: Tensor = self.pointwise(F.gelu(self.depthwise(x)))
+            return maps
         logits: Tensor = ops.sar_logits(
             x,
             self.depthwise.weight,
@@ -79,8 +101,20 @@ class SARConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, C, H, W) to their residual R (N, C, H, W)."""
+        if self.per_channel:
+            return self._mixed_per_channel(x)
         residual: Tensor = ops.sar_conv2d(x, self.logits(x), self.weight, self.bias, gate=self.gate)
         return residual
+
+    def _mixed_per_channel(self, x: Tensor) -> Tensor:
+        """R where every channel has its own maps; kernels of a channel lie side by side."""
+        logits = self.logits(x).unflatten(1, (self.channels, self.num_kernels))
+        maps = logits.softmax(2) if self.gate == "softmax" else logits.sigmoid()
+        kernels = self.weight.transpose(0, 1).flatten(0, 1).unsqueeze(1)
+        bias = None if self.bias is None else self.bias.t().flatten()
+        filtered = F.conv2d(x, kernels, bias, padding=self.kernel_size // 2, groups=self.channels)
+        mixed: Tensor = (maps * filtered.view_as(logits)).sum(2)
+        return mixed
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

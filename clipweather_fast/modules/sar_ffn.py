@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipweather_fast import ops
+from clipweather_fast.modules import _construction
 from clipweather_fast.modules._tokens import as_image, check
 from clipweather_fast.modules.conv_mlp import ConvMlp
 from clipweather_fast.modules.sar_conv2d import SARConv2d
 
 __all__ = ["SARFFN"]
+
+ARRANGEMENTS = ("parallel", "sequential", "direct")
 
 
 class SARFFN(ConvMlp):
@@ -31,6 +35,10 @@ class SARFFN(ConvMlp):
         mlp_ratio: hidden width = int(dim · mlp_ratio).
         num_kernels: K, 1 to 8.
         gate: ``"softmax"`` over K, or ``"sigmoid"``.
+        kernel_size, kernel_bias, per_channel: as :class:`SARConv2d`.
+        arrangement: ``"parallel"``, as above; ``"sequential"``: z' = DWConv(z) and
+            GELU(z' + R(z')); ``"direct"``: GELU(R(z)), without the static convolution.
+        sign: 1 adds R, -1 subtracts it.
         in_features, hidden_features, out_features, act_layer, drop: as :class:`ConvMlp`.
 
     Reference:
@@ -48,6 +56,11 @@ class SARFFN(ConvMlp):
         num_kernels: int = 3,
         *,
         gate: str = "softmax",
+        kernel_size: int = 3,
+        kernel_bias: bool = True,
+        per_channel: bool = False,
+        arrangement: str = "parallel",
+        sign: int = 1,
         in_features: int | None = None,
         hidden_features: int | None = None,
         out_features: int | None = None,
@@ -63,7 +76,20 @@ class SARFFN(ConvMlp):
             act_layer=act_layer,
             drop=drop,
         )
-        self.sar = SARConv2d(self.hidden_features, num_kernels, gate=gate)
+        who = type(self).__name__
+        _construction.one_of(who, "arrangement", arrangement, ARRANGEMENTS)
+        _construction.one_of(who, "sign", sign, (1, -1))
+        self.arrangement, self.sign = arrangement, sign
+        self.sar = SARConv2d(
+            self.hidden_features,
+            num_kernels,
+            kernel_size,
+            gate=gate,
+            kernel_bias=kernel_bias,
+            per_channel=per_channel,
+        )
+        if arrangement == "direct":
+            del self.dwconv
 
     @overload
     def forward(
@@ -86,21 +112,52 @@ class SARFFN(ConvMlp):
             ValueError: if ``x`` is not (N, H·W, dim).
         """
         check(type(self).__name__, x, H, W)
+        z = as_image(self.fc1(x), H, W)
+        if self.arrangement == "sequential" or self.sar.per_channel:
+            hidden, residual = self._in_steps(z)
+            y = self._project(hidden)
+            return (y, residual) if return_residual else y
+        mixed = self._mixed(z, return_residual)
+        if not return_residual:
+            return self._project(mixed)
+        hidden, residual = mixed
+        return self._project(hidden), residual if self.sign > 0 else -residual
+
+    def _mixed(self, z: Tensor, return_residual: bool) -> Any:
+        """What is between the Linear layers, and R times the sign if wanted: one operator."""
         sar = self.sar
-        mixed = ops.sar_mixer(
-            as_image(self.fc1(x), H, W),
+        weight: Tensor = sar.weight
+        bias: Tensor | None = sar.bias
+        if self.sign < 0:
+            weight, bias = -weight, None if bias is None else -bias
+        static_weight: Tensor | None = None
+        static_bias: Tensor | None = None
+        if self.arrangement == "parallel":
+            static_weight, static_bias = self.static.weight, self.static.bias
+            border = sar.kernel_size // 2 - 1
+            if border:  # the operator's kernels are of one size
+                static_weight = F.pad(static_weight, (border,) * 4)
+        return ops.sar_mixer(
+            z,
             sar.depthwise.weight,
             sar.depthwise.bias,
             sar.pointwise.weight,
             sar.pointwise.bias,
-            sar.weight,
-            sar.bias,
-            self.static.weight,
-            self.static.bias,
+            weight,
+            bias,
+            static_weight,
+            static_bias,
             gate=sar.gate,
             return_residual=return_residual,
         )
-        if return_residual:
-            hidden, residual = mixed
-            return self._project(hidden), residual
-        return self._project(mixed)
+
+    def _in_steps(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The same and R, for the variants that no one operator computes."""
+        static: Tensor | float = 0.0
+        if self.arrangement != "direct":
+            static = ops.depthwise_conv2d(z, self.static.weight, self.static.bias)
+        if self.arrangement == "sequential":
+            assert isinstance(static, Tensor)
+            z = static
+        residual = self.sar(z)
+        return F.gelu(static + self.sign * residual), residual

@@ -1,0 +1,101 @@
+"""The convolutional decoder: from features at stride 64 and the encoder's to a picture."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Conv", "ConvDecoder"]
+
+
+class Conv(nn.Module):
+    """A 3×3 convolution under the name ``conv2d``."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv2d = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H, W)."""
+        y: Tensor = self.conv2d(x)
+        return y
+
+
+class Up(nn.Module):
+    """A transposed convolution that doubles the sides, under the name ``conv2d``."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv2d = nn.ConvTranspose2d(channels, out_channels, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', 2H, 2W)."""
+        y: Tensor = self.conv2d(x)
+        return y
+
+
+class Residual(nn.Module):
+    """x + 0.1 · conv(relu(conv(x)))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = Conv(channels, channels)
+        self.conv2 = Conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        return torch.add(x, self.conv2(F.relu(self.conv1(x), inplace=True)), alpha=0.1)
+
+
+class ConvDecoder(nn.Module):
+    """Parameters as TransWeather's ``convprojection``, whose ``conv_output`` it leaves unused.
+
+    Args:
+        dims: channels of the four stages.
+        tail: channels at strides 2 and 1.
+    """
+
+    def __init__(self, dims: tuple[int, ...], tail: tuple[int, ...]) -> None:
+        super().__init__()
+        d1, d2, d3, d4 = dims
+        d0, channels = tail
+        self.convd32x = Up(d4, d4)
+        self.convd16x = Up(d4, d3)
+        self.dense_4 = nn.Sequential(Residual(d3))
+        self.convd8x = Up(d3, d2)
+        self.dense_3 = nn.Sequential(Residual(d2))
+        self.convd4x = Up(d2, d1)
+        self.dense_2 = nn.Sequential(Residual(d1))
+        self.convd2x = Up(d1, d0)
+        self.dense_1 = nn.Sequential(Residual(d0))
+        self.convd1x = Up(d0, channels)
+        self.conv_output = Conv(channels, 3)
+
+    def features(self, stages: list[Tensor], deepest: Tensor) -> Tensor:
+        """What the last convolution makes a picture of, (N, C, H, W).
+
+        Args:
+            stages: the encoder's features at strides 4, 8, 16 and 32.
+            deepest: features at stride 64.
+        """
+        f1, f2, f3, f4 = stages
+        x = _fitting(self.convd32x(deepest), f4) + f4
+        x = _fitting(self.convd16x(x), f3)
+        x = self.convd8x(self.dense_4(x) + f3)
+        x = self.convd4x(self.dense_3(x) + f2)
+        x = self.convd2x(self.dense_2(x) + f1)
+        y: Tensor = self.convd1x(self.dense_1(x))
+        return y
+
+    def forward(self, stages: list[Tensor], deepest: Tensor) -> Tensor:
+        """The picture before its last activation, (N, 3, H, W); arguments as :meth:`features`."""
+        y: Tensor = self.conv_output(self.features(stages, deepest))
+        return y
+
+
+def _fitting(x: Tensor, skip: Tensor) -> Tensor:
+    """``x`` without the row or column that it has beyond ``skip``."""
+    if x.shape[2:] == skip.shape[2:]:
+        return x
+    return x[:, :, : skip.shape[2], : skip.shape[3]]

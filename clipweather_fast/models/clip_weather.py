@@ -1,0 +1,145 @@
+"""ClipWeather: spatially-adaptive residuals, and what CLIP knows of the weather."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from clipweather_fast.models._conv_decoder import ConvDecoder
+from clipweather_fast.models._encoder import Encoder, ResidualPlace
+from clipweather_fast.models._prior_embedding import PriorEmbedding, PriorHead
+from clipweather_fast.models.config import ClipWeatherConfig
+from clipweather_fast.models.network import RestorationNetwork
+from clipweather_fast.modules import SARFFN, ConvMlp
+
+__all__ = ["ClipWeather"]
+
+
+class ClipWeather(RestorationNetwork):
+    """The network of "Exploring the Application of Large-scale Pre-trained Models on Adverse
+    Weather Removal" (arXiv 2306.09008).
+
+    An encoder whose feed-forward blocks filter every pixel with a kernel of its own; a
+    transformer at stride 64 that asks the weather prior; a convolutional decoder.
+
+    A frozen prior encoder (CLIP, ImageNet) is built from ``config.prior_encoder`` and
+    ``config.prior_weights`` when a prior is first computed, is no submodule, and is in no
+    checkpoint: 88 million parameters that never change. One that learns is the submodule
+    ``prior_encoder`` from the start.
+
+    Args:
+        config: see :class:`ClipWeatherConfig`; None: the paper's.
+    """
+
+    config_class = ClipWeatherConfig
+    config: ClipWeatherConfig
+
+    def __init__(self, config: ClipWeatherConfig | None = None) -> None:
+        config = ClipWeatherConfig() if config is None else config
+        super().__init__(config, size_multiple=64)
+        self.encoder = Encoder(config, self._feed_forward, intra_patch=config.intra_patch)
+        self.prior_embedding = PriorEmbedding(config)
+        self.decoder = ConvDecoder(config.dims, config.decoder_tail)
+        self._frozen: list[nn.Module] = []
+        if config.uses_prior:
+            self.prior_head = PriorHead(config)
+        if config.learns_prior:
+            self.prior_encoder = _built(config)
+        self._lay_out_weights()
+
+    def _feed_forward(self, dim: int) -> ConvMlp:
+        config = self.config
+        if config.num_kernels == 0:
+            return ConvMlp(dim, config.mlp_ratio)
+        return SARFFN(
+            dim,
+            config.mlp_ratio,
+            config.num_kernels,
+            gate=config.sar_gate,
+            kernel_size=config.sar_kernel_size,
+            kernel_bias=config.sar_bias,
+            per_channel=config.sar_per_channel,
+            arrangement=config.sar_arrangement,
+            sign=config.sar_sign,
+        )
+
+    @property
+    def image_encoder(self) -> Encoder:
+        return self.encoder
+
+    def restored(
+        self, picture: Tensor, prior: Tensor | None, residuals: list[Tensor] | None
+    ) -> Tensor:
+        stages = self.encoder(picture, residuals)
+        deepest = self.prior_embedding(stages[3], self._projected(prior, picture.shape[0]))
+        return torch.tanh(self.decoder(stages, deepest))
+
+    def _projected(self, prior: Tensor | None, n: int) -> Tensor | None:
+        """p (N, prior_width) of the prior (N or 1, prior_dim)."""
+        if not self.config.uses_prior:
+            if prior is not None:
+                raise ValueError(
+                    f"{type(self).__name__}: prior_encoder is 'none', so prior must be None"
+                )
+            return None
+        dim = self.config.prior_dim
+        if (
+            prior is None
+            or prior.dim() != 2
+            or prior.shape[0] not in (1, n)
+            or (prior.shape[1] != dim)
+        ):
+            got = None if prior is None else tuple(prior.shape)
+            raise ValueError(
+                f"{type(self).__name__}: prior must be (N or 1, prior_dim) = ({n} or 1, {dim}), "
+                f"got {got}"
+            )
+        projected: Tensor = self.prior_head(prior.to(self.prior_head.fc1.weight.dtype))
+        return projected.expand(n, -1)
+
+    def residual_places(self) -> tuple[ResidualPlace, ...]:
+        return self.encoder.residual_places() if self.config.num_kernels else ()
+
+    def encode_prior(self, image: Tensor) -> Tensor | None:
+        """The prior (N, prior_dim) of whole pictures (N, 3, H, W) in [0, 1].
+
+        A frozen encoder computes in float32 and passes no gradient.
+
+        Raises:
+            ValueError: if the encoder's vectors are not of length ``config.prior_dim``.
+            clipweather_fast.clip.EncoderUnavailable: if the encoder's package or weights are
+                missing; the message says what to install or pass.
+        """
+        self._check_image(image)
+        if not self.config.uses_prior:
+            return None
+        if self.config.learns_prior:
+            return cast(Tensor, self.prior_encoder(image))
+        encoder = self._frozen_encoder(image.device)
+        with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+            return cast(Tensor, encoder(image.float())).to(image.dtype)
+
+    def _frozen_encoder(self, device: torch.device) -> nn.Module:
+        if not self._frozen:
+            with torch.inference_mode(False):
+                self._frozen.append(_built(self.config))
+        encoder = self._frozen[0]
+        if next(encoder.parameters()).device != device:
+            encoder.to(device)
+        return encoder
+
+
+def _built(config: ClipWeatherConfig) -> nn.Module:
+    """The prior encoder that a configuration names."""
+    from clipweather_fast.clip import build_prior_encoder
+
+    weights = None if config.learns_prior else config.prior_weights
+    encoder = build_prior_encoder(config.prior_encoder, weights)
+    if encoder.dim != config.prior_dim:
+        raise ValueError(
+            f"ClipWeather: the vectors of prior_encoder {config.prior_encoder!r} have length "
+            f"{encoder.dim}, but prior_dim is {config.prior_dim}"
+        )
+    return encoder
