@@ -129,7 +129,7 @@ def test_declared_dependencies_are_used_and_used_ones_declared() -> None:
 
 
 def test_imports_go_one_way() -> None:
-    layers = ["env", "ops", "modules", "clip", "models", "demo", "installation", "cli"]
+    layers = ["env", "ops", "modules", "clip", "models", "restore", "demo", "installation", "cli"]
     wrong = []
     for path in PACKAGE.rglob("*.py"):
         layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")

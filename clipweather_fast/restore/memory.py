@@ -2,8 +2,8 @@
 
 The network is run on tensors without memory (PyTorch's fake tensors) of two sizes, and the bytes
 that are alive at once are counted. Between and beyond the two sizes the peak is taken as
-a · pixels + b · pixels²; the square is attention that stores its scores. What libraries need inside one
-operator is not seen: ``MARGIN`` stands for it.
+a · pixels + b · pixels²; the square is attention that stores its scores. What libraries need inside
+one operator is not seen: ``MARGIN`` stands for it.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def estimate(
     except Exception:  # a foreign network may do what fake tensors cannot
         return Estimate(UNKNOWN_BYTES_PER_PIXEL)
     few, many = (side**2 for side in sizes)
-    square = max(0.0, (large / many - small / few) / (many - few))
-    return Estimate(max(small / few, large / many) - square * many, square) if square == 0 else (
-        Estimate(max(0.0, small / few - square * few), square)
-    )
+    square = (large / many - small / few) / (many - few)
+    if square <= 0:
+        return Estimate(small / few)
+    return Estimate(max(0.0, small / few - square * few), square)
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -95,7 +95,7 @@ class _Living(TorchDispatchMode):
     """Counts the bytes of the tensors that are alive, and the most there were at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: set[int] = set()
 
@@ -129,7 +129,7 @@ def _peak(network: Callable[[Tensor], Tensor], device: torch.device, side: int) 
     with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True), _Living() as living:
         image = torch.empty(1, 3, side, side, device=device)
         network(image.contiguous(memory_format=torch.channels_last))
-    return living.peak
+    return int(living.peak)
 
 
 # ---- the machine -------------------------------------------------------------------------------

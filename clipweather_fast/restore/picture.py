@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Mode", "Picture", "PictureError", "Samples", "in_eight_bits"]
+__all__ = ["Mode", "Picture", "PictureError", "Samples", "in_eight_bits", "luma"]
 
 #: uint8 or uint16; mypy cannot say "the same one in two places".
 Samples: TypeAlias = NDArray[Any]
@@ -101,7 +101,7 @@ class Picture:
                 f"with_pixels: rgb must be {expected} {self.pixels.dtype}, "
                 f"got {rgb.shape} {rgb.dtype}"
             )
-        return replace(self, pixels=rgb if self.pixels.shape[2] == 3 else _luma(rgb))
+        return replace(self, pixels=rgb if self.pixels.shape[2] == 3 else luma(rgb)[..., None])
 
     def save(self, path: str | os.PathLike[str], quality: int = 95) -> None:
         """Writes the picture; the same as ``write_picture(picture, path, quality)``."""
@@ -127,8 +127,12 @@ def in_eight_bits(samples: Samples) -> NDArray[np.uint8]:
     return ((samples.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
-def _luma(rgb: Samples) -> Samples:
-    """(H, W, 1): equal channels give exactly their value."""
-    red, green, blue = (rgb[..., i].astype(np.uint32) * LUMA[i] for i in range(3))
-    gray: Samples = ((red + green + blue + 500) // 1000).astype(rgb.dtype)[..., None]
-    return gray
+def luma(rgb: NDArray[Any]) -> NDArray[Any]:
+    """(H, W, 3) to gray (H, W), same dtype. Equal integers give exactly their value."""
+    gray: NDArray[Any]
+    if rgb.dtype.kind == "f":
+        gray = rgb @ (np.asarray(LUMA, rgb.dtype) / 1000)
+    else:
+        red, green, blue = (rgb[..., i].astype(np.uint32) * LUMA[i] for i in range(3))
+        gray = (red + green + blue + 500) // 1000
+    return gray.astype(rgb.dtype, copy=False)

@@ -1,10 +1,10 @@
 """Cutting a picture into overlapping tiles and putting the restored ones together without a seam.
 
-Tiles begin at multiples of the network's stride, so that a tile's patches lie where the whole picture's
-do; the last tile of a row ends with the picture, and the network pads both alike. Of each overlap the
-outer quarters are dropped, where a tile lacks what lies beyond its rim; in the middle half one tile
-passes into the next along a raised cosine. A network that looks no further than a quarter of the overlap
-therefore gives the same picture in tiles as whole, to the bit.
+Tiles begin at multiples of the network's stride, so that a tile's patches lie where the whole
+picture's do; the last tile of a row ends with the picture, and the network pads both alike. Of each
+overlap the outer quarters are dropped, where a tile lacks what lies beyond its rim; in the middle
+half one tile passes into the next along a raised cosine. A network that looks no further than a
+quarter of the overlap therefore gives the same picture in tiles as whole.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def spans(length: int, tile: int, overlap: int, step: int) -> list[Span]:
     shared = [0, *(a.end - b.begin for a, b in pairwise(found)), 0]
     return [
         Span(s.begin, s.end, before, after)
-        for s, before, after in zip(found, shared, shared[1:], strict=True)
+        for s, before, after in zip(found, shared[:-1], shared[1:], strict=True)
     ]
 
 
