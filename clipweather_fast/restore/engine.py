@@ -319,6 +319,8 @@ def _reduced(image: Tensor, most_pixels: int) -> Tensor:
     k = math.ceil(math.sqrt(height * width / most_pixels))
     if k <= 1:
         return image
+    while math.ceil(height / min(k, height)) * math.ceil(width / min(k, width)) > most_pixels:
+        k += 1 + k // 4
     levels = 1 if image.is_floating_point() else torch.iinfo(image.dtype).max
     window = min(k, height), min(k, width)
     # A few rows at a time: in float32 a large picture takes much memory.
