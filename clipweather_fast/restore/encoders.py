@@ -105,8 +105,8 @@ def write_tiff(picture: Picture, file: BinaryIO) -> None:
     Compressed with zlib and horizontal differences, or not at all if the original was not. 16-bit
     gray with transparency becomes RGB with transparency.
     """
-    if picture.mode == "CMYK" and picture.black is not None:
-        samples: Samples = inks(picture.pixels, picture.black)
+    if picture.mode == "CMYK" and picture.inks is not None:
+        samples: Samples = inks(picture.pixels, picture.inks)
     else:
         samples = _samples(picture)
     if samples.shape[2] == 2 and samples.itemsize == 2:  # which many readers (Pillow) do not know

@@ -49,7 +49,7 @@ HELD: dict[str, tuple[set[str], set[str]]] = {
     "JPEG": ({"L", "RGB", "CMYK"}, set()),
     "TIFF": ({"1", "L", "P", "RGB", "CMYK"}, {"L", "RGB"}),
     "WEBP": ({"RGB"}, {"RGB"}),
-    "BMP": ({"1", "L", "P", "RGB"}, {"RGB"}),
+    "BMP": ({"1", "L", "P", "RGB"}, set()),
     "GIF": ({"1", "L", "P"}, {"P"}),
 }
 #: What a mode becomes in a format that does not hold it: the first that it does.
@@ -149,9 +149,9 @@ def from_pil(image: Image) -> Picture:
         raise ValueError(
             f"an image of mode {image.mode} has 32-bit samples; 8 and 16 bits are taken"
         )
-    pixels, mode, alpha, black = _split(image)
+    pixels, mode, alpha, cmyk = _split(image)
     kept = metadata.read(image) | {"exif": image.info.get("exif")}
-    return Picture(pixels, mode, alpha, black, **kept)
+    return Picture(pixels, mode, alpha, cmyk, **kept)
 
 
 def to_pil(picture: Picture) -> Image:
@@ -186,7 +186,7 @@ def side_by_side(left: Picture, right: Picture) -> Picture:
                 f"{getattr(right, name)}"
             )
     both: dict[str, Any] = {}
-    for name in ("pixels", "alpha", "black"):
+    for name in ("pixels", "alpha", "inks"):
         pair = [getattr(left, name), getattr(right, name)]
         both[name] = None if any(p is None for p in pair) else np.concatenate(pair, axis=1)
     return replace(right, **both)
@@ -282,13 +282,14 @@ def _seek(image: Image, path: Path, frame: int | None) -> None:
 
 
 def _decoded(image: Image, path: Path, frame: int) -> Picture:
+    # First: to look for EXIF data Pillow may decode the picture, and then forgets how.
+    refused = deep.why_not_deep(image) if image.format in ("PNG", "TIFF") else ""
+    if refused:
+        raise PictureError(path, refused)
     kept = metadata.read(image) | {"path": path}
     asked = metadata.orientation(image)
     if asked in (5, 6, 7, 8) and kept["dpi"] is not None:
         kept["dpi"] = kept["dpi"][::-1]
-    refused = deep.why_not_deep(image) if image.format in ("PNG", "TIFF") else ""
-    if refused:
-        raise PictureError(path, refused)
     if refused is None:
 
         @contextmanager
@@ -300,13 +301,13 @@ def _decoded(image: Image, path: Path, frame: int) -> Picture:
         samples, orientation = deep.read_deep(opened, _load)
         pixels, alpha = _without_alpha(samples, image.info.get("transparency"))
         mode: Mode = "L" if pixels.shape[2] == 1 else "RGB"
-        black = None
+        cmyk = None
     else:
         _load(image)
-        pixels, mode, alpha, black = _split(image)
+        pixels, mode, alpha, cmyk = _split(image)
         orientation = metadata.orientation(image)
     kept["alpha"] = None if alpha is None else _upright(alpha, orientation)
-    kept["black"] = None if black is None else _upright(black, orientation)
+    kept["inks"] = None if cmyk is None else _upright(cmyk, orientation)
     return Picture(_upright(pixels, orientation), mode, **kept)
 
 
@@ -321,12 +322,12 @@ def _without_alpha(samples: Samples, key: Any) -> tuple[Samples, Samples | None]
 
 
 def _split(image: Image) -> tuple[Samples, Mode, Samples | None, NDArray[np.uint8] | None]:
-    """Pillow's image as (pixels, mode, alpha, black)."""
+    """Pillow's image as (pixels, mode, alpha, inks)."""
     if image.mode.startswith("I;16"):
         return np.array(image).astype(np.uint16)[..., None], "L", None, None
     if image.mode == "CMYK":
         cmyk = np.array(image)
-        return light(cmyk), "CMYK", None, cmyk[..., 3]
+        return light(cmyk), "CMYK", None, cmyk
     mode: Mode = {"1": "1", "L": "L", "LA": "L", "La": "L", "P": "P", "PA": "P"}.get(
         image.mode, "RGB"
     )  # type: ignore[assignment]
@@ -359,15 +360,15 @@ def _upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
 def _fitted(picture: Picture, format: str, path: Path) -> Picture:
     """The picture in a mode and depth that the format holds."""
     alpha = picture.alpha
-    if alpha is not None and format == "JPEG":
+    if alpha is not None and not HELD[format][1]:
         if alpha.size and alpha.min() < np.iinfo(alpha.dtype).max:
-            raise PictureError(path, "JPEG has no transparency; write PNG, TIFF or WebP")
+            raise PictureError(path, f"{format} has no transparency; write PNG, TIFF or WebP")
         picture = replace(picture, alpha=None)
     held = HELD[format][picture.alpha is not None]
     mode = next(mode for mode in (picture.mode, "L", *INSTEAD[picture.mode]) if mode in held)
     if mode == "L" and picture.pixels.shape[2] == 3:
         mode = next(mode for mode in INSTEAD[picture.mode] if mode in held)
-    changes: dict[str, Any] = {"mode": mode, "black": picture.black if mode == "CMYK" else None}
+    changes: dict[str, Any] = {"mode": mode, "inks": picture.inks if mode == "CMYK" else None}
     if picture.mode == "CMYK" != mode:
         changes["icc_profile"] = None  # it speaks of inks
     if mode != "CMYK" and (format not in DEEP or picture.mode == "CMYK"):
@@ -382,8 +383,8 @@ def _as_image(picture: Picture) -> Image:
 
     pixels, alpha = picture.pixels, picture.alpha
     if picture.mode == "CMYK":
-        assert picture.black is not None
-        return Image.fromarray(inks(pixels.astype(np.uint16, copy=False), picture.black), "CMYK")
+        assert picture.inks is not None
+        return Image.fromarray(inks(pixels.astype(np.uint16, copy=False), picture.inks), "CMYK")
     channels = pixels if pixels.shape[2] == 3 else pixels[..., 0]
     if picture.mode == "RGB" and pixels.shape[2] == 1:
         channels = np.repeat(pixels, 3, axis=2)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["Estimate", "available_bytes", "estimate"]
 
 #: Times the counted bytes: what operators need inside, and what an allocator cannot use.
-MARGIN = 1.3
+MARGIN = 1.5
 #: Of what is free, so much is used; the rest is for others.
 SHARE = {"cpu": 0.6, "cuda": 0.85}
 #: Sides of the two trial pictures.

@@ -51,7 +51,7 @@ class Picture:
         mode: how the file holds colours: "1" black or white, "L" gray, "P" in a palette, "RGB" or
             "CMYK".
         alpha: (H, W), opacity, in the dtype of ``pixels``; None: opaque.
-        black: (H, W) uint8, the black ink of a CMYK picture, else None.
+        inks: (H, W, 4) uint8, what a CMYK picture's file held, else None.
         format: the file's format: "PNG", "JPEG", "TIFF", "WEBP", "BMP" or "GIF".
         icc_profile: what its colours mean; passed on, never applied.
         exif: a block of EXIF data that begins with ``b"Exif\\0\\0"``, orientation 1.
@@ -64,7 +64,7 @@ class Picture:
     pixels: Samples
     mode: Mode
     alpha: Samples | None = None
-    black: NDArray[np.uint8] | None = None
+    inks: NDArray[np.uint8] | None = None
     format: str = "PNG"
     icc_profile: bytes | None = None
     exif: bytes | None = None
