@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import PIL
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
@@ -219,7 +220,6 @@ def test_sixteen_bits_go_out_and_come_in(channels: int, ending: str, tmp_path: P
 def test_tiff_files_are_what_another_reader_reads(
     mode: str, compression: str, tmp_path: Path
 ) -> None:
-    tifffile = pytest.importorskip("tifffile")
     picture = from_pil(CMYK if mode == "CMYK" else RGB.convert(mode))
     picture = dataclasses.replace(picture, encoding={"compression": compression}, exif=b"")
     for one in (picture, deep_picture(3)):
