@@ -176,6 +176,8 @@ class Engine:
 
     def _prepared(self, image: Tensor) -> Tensor:
         """On the device, in [0, 1], channels-last. Integers travel as such: they are smaller."""
+        if image.dtype == torch.uint16:
+            image = image.to(torch.float32).div_(65535)  # devices know little of uint16
         here = image.to(self.device, non_blocking=True)
         x = here.to(torch.float32).contiguous(memory_format=torch.channels_last)
         return x if image.is_floating_point() else x.div_(torch.iinfo(image.dtype).max)
@@ -297,7 +299,7 @@ def store(restored: Tensor, out: Tensor) -> None:
         restored = restored.mul(levels).round_()
         if out.dtype == torch.uint8:
             restored = restored.to(torch.uint8)  # before it travels
-    out.copy_(restored)
+    out.copy_(restored.to(out.device))
 
 
 def fast_at_bfloat16(device: torch.device) -> bool:

@@ -127,11 +127,10 @@ def _exif(image: Image) -> bytes | None:
             block = dict(found.get_ifd(number))
             block.pop(INTEROPERABILITY, None)
             if block:
-                kept.get_ifd(number).update(block)
-                kept._ifds[number] = block
+                kept[number] = block
         if ORIENTATION in found:
             kept[ORIENTATION] = 1
-        if kept or kept._ifds:
+        if len(kept):
             return kept.tobytes()
     return None
 
