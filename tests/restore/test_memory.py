@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clipweather_fast.restore import Restorer, memory
 from clipweather_fast.restore.memory import Estimate, estimate
-from small_networks import tiny_network
+from known_networks import tiny_network
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -24,7 +24,7 @@ PROBE = """
 import json, sys
 import numpy as np, torch
 sys.path.insert(0, {tests!r})
-from small_networks import tiny_network
+from known_networks import tiny_network
 from clipweather_fast import Restorer
 
 class Wide(torch.nn.Module):

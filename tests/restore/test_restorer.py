@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipweather_fast.restore import Picture, PrecisionWarning, Report, Restorer, engine, memory
 from clipweather_fast.restore.engine import fast_at_bfloat16
-from small_networks import Global, Greedy, Local, Overflowing, Same, tiny_network
+from known_networks import Global, Greedy, Local, Overflowing, Same, tiny_network
 
 RGB = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 

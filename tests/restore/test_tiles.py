@@ -15,7 +15,7 @@ from PIL import Image
 
 from clipweather_fast.restore import Restorer
 from clipweather_fast.restore.tiles import Span, smallest_tile, spans
-from small_networks import Local, Same, tiny_network
+from known_networks import Local, Same, tiny_network
 
 PHOTOGRAPH = Path(__file__).parents[2] / "examples" / "coffee.jpg"
 
