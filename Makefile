@@ -18,9 +18,13 @@ test:
 
 isa:  ## the CPU kernels once per instruction set this processor has; `make test` does it too
 	@for isa in $(ISAS); do \
-	  reason=$$(CLIPWEATHER_CPU_ISA=$$isa $(PYTHON) -c \
+	  reason=$$(CLIPWEATHER_CPU_ISA=$$isa $(PYTHON) -P -c \
 	    'from clipweather_fast.ops import _native; print(_native.why_not_loaded() or "")'); \
-	  if [ -n "$$reason" ]; then echo "isa: $$isa skipped: $$reason"; continue; fi; \
+	  if [ -n "$$reason" ]; then \
+	    echo "isa: $$isa skipped: $$reason"; \
+	    if [ $$isa = baseline ]; then exit 1; fi; \
+	    continue; \
+	  fi; \
 	  echo "isa: $$isa"; \
 	  CLIPWEATHER_CPU_ISA=$$isa $(PYTEST) -q --backend cpu --brief tests/ops || exit 1; \
 	done

@@ -26,6 +26,13 @@ struct Folding {
         mixed(folded ? size.kernels - 1 : size.kernels) {}
 };
 
+// One depthwise kernel as it comes: taps (C, k, k) and bias (C), or null.
+template <class A>
+struct Kernel {
+  const A* taps = nullptr;
+  const A* bias = nullptr;
+};
+
 // Banks of one call, channel block by channel block (kLanes<A> channels each):
 //   taps   [block][row of the kernel][bank][column of the kernel][lane]
 //   biases [block][bank][lane]
@@ -42,54 +49,60 @@ struct Banks {
         channels(channels_),
         blocks(ceil_div(channels_, kLanes<A>)),
         taps(blocks * tap_stride()),
-        biases(blocks * count * kLanes<A>) {
-    taps.zero(blocks * tap_stride());
-    biases.zero(blocks * count * kLanes<A>);
-  }
+        biases(blocks * count * kLanes<A>) {}
 
   int64_t tap_stride() const { return int64_t{count} * kernel_size * kernel_size * kLanes<A>; }
   const A* taps_of(int64_t block) const { return taps.get() + block * tap_stride(); }
   const A* biases_of(int64_t block) const { return biases.get() + block * count * kLanes<A>; }
 
-  // Adds sign * kernel (C, k, k) and bias (C) to a bank; null pointers add nothing.
-  void add(int bank, A sign, const A* kernel, const A* bias) {
-    const int k = kernel_size;
+  // bank = kernel (C, k, k) + sign * base, and its bias (C) likewise; null pointers are zeros.
+  void set(int bank, const Kernel<A>& kernel, A sign, const Kernel<A>& base) {
+    const int area = kernel_size * kernel_size;
+    A merged[kLanes<A> * kMaxKernelSize * kMaxKernelSize];
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kLanes<A>;
       const int live =
           static_cast<int>(first + kLanes<A> <= channels ? kLanes<A> : channels - first);
-      A* bias_out = biases.get() + (block * count + bank) * kLanes<A>;
-      if (bias != nullptr)
-        for (int lane = 0; lane < live; ++lane) bias_out[lane] += sign * bias[first + lane];
-      if (kernel == nullptr) continue;
-      const A* in = kernel + first * k * k;
-      for (int row = 0; row < k; ++row)
-        for (int column = 0; column < k; ++column) {
-          A* out =
-              taps.get() + block * tap_stride() + ((row * count + bank) * k + column) * kLanes<A>;
-          for (int lane = 0; lane < live; ++lane)
-            out[lane] += sign * in[(lane * k + row) * k + column];
-        }
+      A* out = taps.get() + block * tap_stride() + bank * kernel_size * kLanes<A>;
+      merge(merged, live, first, kernel.bias, sign, base.bias);
+      store_lanes(biases.get() + (block * count + bank) * kLanes<A>, merged, live);
+      merge(merged, live * area, first * area, kernel.taps, sign, base.taps);
+      A column[kLanes<A>];
+      for (int t = 0; t < area; ++t) {
+        for (int lane = 0; lane < live; ++lane) column[lane] = merged[lane * area + t];
+        const int row = t / kernel_size;
+        store_lanes(out + (row * (count - 1) * kernel_size + t) * kLanes<A>, column, live);
+      }
     }
+  }
+
+ private:
+  static void merge(A* out, int64_t n, int64_t from, const A* plus, A sign, const A* base) {
+    for (int64_t i = 0; i < n; ++i) out[i] = plus == nullptr ? A(0) : plus[from + i];
+    if (base == nullptr) return;
+    for (int64_t i = 0; i < n; ++i) out[i] += sign * base[from + i];
+  }
+  // Lanes past the last channel stay zero.
+  static void store_lanes(A* out, const A* values, int live) {
+    for (int lane = 0; lane < kLanes<A>; ++lane) out[lane] = lane < live ? values[lane] : A(0);
   }
 };
 
 template <class A>
 void fill_banks(Banks<A>& banks, const SarConv2dInputs& in, const SarConv2dSizes& size,
                 const Folding& folding) {
-  const int64_t kernel = size.c * size.kernel_size * size.kernel_size;
+  const int64_t area = size.c * size.kernel_size * size.kernel_size;
   const A* weight = static_cast<const A*>(in.weight);
   const A* bias = static_cast<const A*>(in.bias);
-  const auto weight_of = [&](int n) { return weight + n * kernel; };
-  const auto bias_of = [&](int n) { return bias == nullptr ? nullptr : bias + n * size.c; };
-  banks.add(0, A(1), static_cast<const A*>(in.static_weight),
-            static_cast<const A*>(in.static_bias));
-  const int last = size.kernels - 1;
-  if (folding.folded) banks.add(0, A(1), weight_of(last), bias_of(last));
-  for (int m = 0; m < folding.mixed; ++m) {
-    banks.add(m + 1, A(1), weight_of(m), bias_of(m));
-    if (folding.folded) banks.add(m + 1, A(-1), weight_of(last), bias_of(last));
-  }
+  const auto mixed = [&](int n) {
+    return Kernel<A>{weight + n * area, bias == nullptr ? nullptr : bias + n * size.c};
+  };
+  const Kernel<A> none{};
+  const Kernel<A> last = folding.folded ? mixed(size.kernels - 1) : none;
+  const Kernel<A> fixed{static_cast<const A*>(in.static_weight),
+                        static_cast<const A*>(in.static_bias)};
+  banks.set(0, fixed, A(1), last);
+  for (int m = 0; m < folding.mixed; ++m) banks.set(m + 1, mixed(m), A(-1), last);
 }
 
 CLIPWEATHER_INLINE float load_one(const float* p) { return *p; }

@@ -22,8 +22,9 @@ struct Predictor {
         pointwise(banks.blocks * kernels_ * kLanes<A>),
         pointwise_bias(static_cast<const A*>(in.pointwise_bias)),
         kernels(kernels_) {
-    banks.add(0, A(1), static_cast<const A*>(in.depthwise_weight),
-              static_cast<const A*>(in.depthwise_bias));
+    const Kernel<A> depthwise{static_cast<const A*>(in.depthwise_weight),
+                              static_cast<const A*>(in.depthwise_bias)};
+    banks.set(0, depthwise, A(1), {});
     pointwise.zero(banks.blocks * kernels * kLanes<A>);
     const A* weight = static_cast<const A*>(in.pointwise_weight);
     for (int k = 0; k < kernels; ++k)
