@@ -110,6 +110,7 @@ class Contest:
                 accepted.append(contestant)
             except (WrongResult, RuntimeError) as reason:
                 refused[contestant.name] = str(reason).splitlines()[0]
+        accepted += subject.unlike(case, self.settings.device)
         return [*accepted, *others, ours], refused
 
     def _plain(self, subject: Subject) -> list[Contestant]:

@@ -50,6 +50,8 @@ HEADLINE = (
     ("reduced_kv_attention", "256x256 stage 1, bfloat16, forward"),
     ("reduced_kv_attention", "256x256 batch 32 stage 1, bfloat16, forward"),
     ("accelerate", "pvt_v2_b1 256x256, float32, forward"),
+    ("clip_weather", "clipweather_base 256x256, float32, forward"),
+    ("clip_weather", "clipweather_base 480x720, float32, forward"),
 )
 
 

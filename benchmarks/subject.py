@@ -88,6 +88,8 @@ class Subject:
         explain: ``explain(inputs)``, each backend with ``"yes"``, ``"yes (chosen)"`` or why not.
         layouts: memory formats the plain opponents are given.
         opponents: further contestants for this device.
+        unlike: contestants who do the same job by another function, for this device; their values
+            are not compared.
         gate_size: a smaller size on which the values are checked where the true one is too much for
             fp64.
         around: a context the reference needs, entered outside of what is compiled.
@@ -106,6 +108,7 @@ class Subject:
     explain: Callable[[Inputs], dict[str, str]]
     layouts: tuple[str, ...] = ("contiguous", "channels_last")
     opponents: Callable[[Case, str], list[Contestant]] = field(default=lambda case, device: [])
+    unlike: Callable[[Case, str], list[Contestant]] = field(default=lambda case, device: [])
     gate_size: Callable[[Any], Any] = field(default=lambda size: size)
     around: Callable[[], AbstractContextManager[None]] | None = None
     plain: bool = True

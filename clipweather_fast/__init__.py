@@ -1,7 +1,7 @@
 """Fused kernels and drop-in modules for CLIP-guided adverse weather removal."""
 
 from clipweather_fast import modules, ops
-from clipweather_fast.models import accelerate
+from clipweather_fast.models import accelerate, create_model, list_models
 from clipweather_fast.ops import BackendUnavailable, explain, use_backend
 from clipweather_fast.restore import Restorer
 
@@ -9,7 +9,9 @@ __all__ = [
     "BackendUnavailable",
     "Restorer",
     "accelerate",
+    "create_model",
     "explain",
+    "list_models",
     "modules",
     "ops",
     "use_backend",

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # at the end: the package under test is the one installed
 
 from benchmarks import gpu, measure, report, results, rows  # noqa: E402
+from benchmarks.contest import Contest, Settings  # noqa: E402
 from benchmarks.correctness import WrongResult, truth_of  # noqa: E402
 from benchmarks.ops import bench_sar_conv2d, bench_sar_mixer  # noqa: E402
 from benchmarks.shapes import ImageSize, attention_size, hidden_size  # noqa: E402
@@ -88,6 +89,19 @@ def test_a_wrong_gradient_is_refused(name: str) -> None:
 def test_nan_is_refused() -> None:
     with pytest.raises(WrongResult):
         truth_of(SUBJECT, CASE, "cpu").check("nan", lambda i: SUBJECT.reference(i) * float("nan"))
+
+
+def test_another_function_takes_part_without_being_compared() -> None:
+    other = Contestant("other", lambda inputs: SUBJECT.reference(inputs) + 1)
+    settings = Settings("cpu", "quick", 0.1, (2, 2), False, 1, False, 1 << 20)
+    truth = truth_of(SUBJECT, CASE, "cpu")
+    answers = SUBJECT.explain(truth.inputs)
+    for name in ("unlike", "opponents"):
+        subject = dataclasses.replace(SUBJECT, **{name: lambda case, device: [other]})
+        found, refused = Contest(settings)._contestants(subject, CASE, answers, truth)
+        assert (other in found) == (name == "unlike")
+        assert ("other" in refused) == (name == "opponents")
+        assert found[-1].name == "ours"
 
 
 # ---- what is measured --------------------------------------------------------------------------

@@ -35,9 +35,11 @@ def test_import_is_lean_and_silent() -> None:
     assert found["device"] is False
     heavy = {
         "accelerate",
+        "huggingface_hub",
         "numpy.testing",
         "open_clip",
         "rich",
+        "safetensors",
         "timm",
         "torchvision",
         "transformers",

@@ -233,7 +233,7 @@ def _downloaded(repository: str, options: Mapping[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download
 
     name, _, revision = repository.partition("@")
-    arguments = {"revision": revision, **options} if revision else dict(options)
+    arguments = {**options, "revision": revision} if revision else dict(options)
     hf_hub_download(name, WEIGHTS, **arguments)
     return Path(hf_hub_download(name, CONFIG, **arguments)).parent
 

@@ -45,6 +45,9 @@ class RestorationNetwork(nn.Module):
     ) -> Tensor:
         """The network proper, on a padded and normalised picture (N, 3, H, W).
 
+        It is what an export with dynamic sizes traces: :meth:`forward` decides on the padding by
+        the sizes it sees.
+
         Args:
             picture: in [-1, 1], channels-last, sides that the strides divide.
             prior: as in :meth:`forward`, never missing where the network uses one.
@@ -88,8 +91,8 @@ class RestorationNetwork(nn.Module):
         its edge is repeated) until the strides divide it, and the result is cropped back.
 
         Args:
-            image: RGB in [0, 1], (N, 3, H, W), any H, W ≥ 1, in the dtype of the parameters (or
-                float32 under autocast).
+            image: RGB in [0, 1], (N, 3, H, W), any H, W ≥ 1. Best in float32 whatever the
+                parameters' dtype: it is normalised first and cast to that then.
             prior: the pictures' prior (N, prior_dim), or one for all of them (1, prior_dim), as
                 :meth:`encode_prior` gives it; None: it is computed here.
             return_residuals: also return the residual maps of the feed-forward blocks, for
@@ -97,9 +100,9 @@ class RestorationNetwork(nn.Module):
                 picture; with sides that are multiples of ``size_multiple`` that is the picture.
 
         Returns:
-            RGB (N, 3, H, W), channels-last, in (-1, 1) and meant to be in [0, 1]: it is not
-            clamped, because training needs its gradient. With ``return_residuals`` a pair of it
-            and the list of maps (N, hidden, H', W').
+            RGB (N, 3, H, W), channels-last, in the parameters' (or autocast's) dtype, in (-1, 1)
+            and meant to be in [0, 1]: it is not clamped, because training needs its gradient.
+            With ``return_residuals`` a pair of it and the list of maps (N, hidden, H', W').
 
         Raises:
             ValueError: if ``image`` is not (N, 3, H, W) with H, W ≥ 1, or ``prior`` does not fit.
@@ -111,6 +114,8 @@ class RestorationNetwork(nn.Module):
         height, width = image.shape[2:]
         picture = padded(image, self.size_multiple, self.minimum_size)
         picture = picture.contiguous(memory_format=torch.channels_last) * 2 - 1
+        # After the normalisation: 16 bits hold values about zero better than values up to one.
+        picture = picture.to(next(self.parameters()).dtype)
         residuals: list[Tensor] | None = [] if return_residuals else None
         y = self.restored(picture, prior, residuals)
         if y.shape[2] != height or y.shape[3] != width:
@@ -152,15 +157,23 @@ class RestorationNetwork(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], *, hub: dict[str, Any] | None = None, **changes: Any
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **changes: Any,
     ) -> Self:
         """The network of a folder or of a repository on the Hugging Face hub, in eval mode.
 
         Args:
             source: a folder, ``"local-dir:FOLDER"``, ``"hf-hub:OWNER/NAME[@REVISION]"`` or
                 ``"OWNER/NAME"``.
-            hub: further arguments of ``huggingface_hub.hf_hub_download`` (``token``,
-                ``cache_dir``, ``local_files_only``, …).
+            revision, cache_dir, force_download, local_files_only, token: as in huggingface_hub;
+                they count for a repository alone.
             changes: fields of the configuration to change.
 
         Raises:
@@ -170,6 +183,13 @@ class RestorationNetwork(nn.Module):
         """
         from clipweather_fast.models.registry import pretrained
 
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
         network = pretrained(source, hub=hub, **changes)
         if not isinstance(network, cls):
             raise ValueError(

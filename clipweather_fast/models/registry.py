@@ -105,7 +105,8 @@ def pretrained(
 ) -> RestorationNetwork:
     """The network of a folder or repository, whatever its architecture, in eval mode.
 
-    Arguments and errors as :meth:`RestorationNetwork.from_pretrained`.
+    Arguments and errors as :meth:`RestorationNetwork.from_pretrained`; ``hub`` holds those of
+    huggingface_hub.
     """
     return _from_source(source, None, hub, **changes)
 

@@ -20,16 +20,27 @@ class PlainSARFFN(SARFFN):
 
     def forward(self, x: Tensor, H: int, W: int, return_residual: bool = False) -> Any:
         z = self.fc1(x).transpose(1, 2).reshape(x.shape[0], -1, H, W)
-        sar = self.sar
-        maps = sar.pointwise(F.gelu(sar.depthwise(z))).softmax(1)
-        residual = torch.zeros_like(z)
-        for n in range(sar.num_kernels):
-            kernel = sar.weight[n].unsqueeze(1)
-            mixed = F.conv2d(z, kernel, sar.bias[n], padding=1, groups=z.shape[1])
-            residual = residual + maps[:, n : n + 1] * mixed
-        hidden = F.gelu(self.static(z) + residual).flatten(2).transpose(1, 2)
+        static: Any = 0
+        if self.arrangement != "direct":
+            static = self.static(z)
+        z = static if self.arrangement == "sequential" else z
+        residual = self.mixed(z)
+        hidden = F.gelu(static + self.sign * residual).flatten(2).transpose(1, 2)
         y = self.fc2(hidden)
         return (y, residual) if return_residual else y
+
+    def mixed(self, z: Tensor) -> Tensor:
+        sar, channels = self.sar, z.shape[1]
+        maps = sar.pointwise(F.gelu(sar.depthwise(z)))
+        # One map per kernel; or the kernels' maps of each channel, side by side.
+        maps = maps.unflatten(1, (channels if sar.per_channel else 1, sar.num_kernels))
+        maps = maps.softmax(2) if sar.gate == "softmax" else maps.sigmoid()
+        residual = torch.zeros_like(z)
+        for n in range(sar.num_kernels):
+            kernel, bias = sar.weight[n].unsqueeze(1), None if sar.bias is None else sar.bias[n]
+            mixed = F.conv2d(z, kernel, bias, padding=sar.kernel_size // 2, groups=channels)
+            residual = residual + maps[:, :, n] * mixed
+        return residual
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -44,6 +55,36 @@ def test_sar_ffn_computes_its_equation(size: tuple[int, int], return_residual: b
     module = randomised(SARFFN(8, 2))
     plain = PlainSARFFN(8, 2)
     assert_same_function(module, plain, tokens(2, *size, 8), *size, return_residual)
+
+
+@pytest.mark.parametrize("return_residual", [False, True])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"arrangement": "sequential"},
+        {"arrangement": "direct"},
+        {"sign": -1},
+        {"sign": -1, "kernel_bias": False},
+        {"kernel_size": 5, "gate": "sigmoid"},
+        {"per_channel": True},
+        {"per_channel": True, "arrangement": "direct", "kernel_bias": False, "kernel_size": 5},
+        {"per_channel": True, "arrangement": "sequential", "sign": -1, "gate": "sigmoid"},
+    ],
+    ids=str,
+)
+def test_variants_of_sar_ffn_compute_theirs(variant: dict[str, Any], return_residual: bool) -> None:
+    module = randomised(SARFFN(8, 2, **variant))
+    plain = PlainSARFFN(8, 2, **variant)
+    assert_same_function(module, plain, tokens(2, 5, 7, 8), 5, 7, return_residual)
+
+
+def test_maps_per_channel_start_as_the_mean_of_the_kernels() -> None:
+    shared, own = SARFFN(8), SARFFN(8, per_channel=True)
+    state = own.state_dict()
+    same = {k: v for k, v in shared.state_dict().items() if "pointwise" not in k}
+    own.load_state_dict({**state, **same})
+    x = tokens(2, 5, 7, 8)
+    torch.testing.assert_close(own(x, 5, 7), shared(x, 5, 7))
 
 
 def test_sar_ffn_adds_the_specification_s_parameters() -> None:
@@ -135,3 +176,20 @@ def test_wrong_size_is_named() -> None:
     words = r"SARFFN: x must be \(N, L, C\) with L = H·W = 5·6, got \(2, 35, 8\)"
     with pytest.raises(ValueError, match=words):
         SARFFN(8)(tokens(2, 5, 7, 8), 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"arrangement": "after"},
+            "SARFFN: arrangement must be one of parallel, sequential, direct, got 'after'",
+        ),
+        ({"sign": 2}, "SARFFN: sign must be one of 1, -1, got 2"),
+        ({"kernel_size": 4}, "SARConv2d: kernel_size must be one of 3, 5, 7, got 4"),
+    ],
+)
+def test_wrong_variants_are_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the whole text is compared
+        SARFFN(8, **arguments)
+    assert str(caught.value) == words
