@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, cast
 
 import torch
@@ -156,9 +157,9 @@ def _tagged(who: str, model: Architecture, tag: str) -> Path:
     try:
         return Path(open_clip.download_pretrained(plain))
     except OSError as error:
-        said = " ".join(str(error).split())[:300]
         raise EncoderUnavailable(
-            f"{who}: the weights {tag!r} could not be downloaded ({said}); pass {SOURCES}"
+            f"{who}: the weights {tag!r} could not be downloaded ({shorten(str(error), 300)}); "
+            f"pass {SOURCES}"
         ) from error
 
 

@@ -34,9 +34,8 @@ def squared(image: Tensor, size: int) -> Tensor:
     image = image.float()
     if image.shape[0] == 0:
         return image.new_zeros(0, 3, size, size)
-    if image.shape[2:] != (size, size):
-        image = F.interpolate(image, (size, size), mode="bicubic", antialias=True)
-    return image.clamp(0.0, 1.0)
+    square = F.interpolate(image, (size, size), mode="bicubic", antialias=True)
+    return square.clamp(0.0, 1.0)
 
 
 def normalised(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

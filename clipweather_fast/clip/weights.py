@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
@@ -88,17 +89,16 @@ def download(who: str, repository: str, names: Iterable[str]) -> Path:
     for file in names:
         try:
             return Path(hf_hub_download(name, file, revision=revision or None))
-        except LocalEntryNotFoundError as error:
-            last = error  # no network: a file later in the list may still be in the cache
-        except EntryNotFoundError as error:
-            last = error
-        except (OSError, ValueError) as error:
+        except (EntryNotFoundError, LocalEntryNotFoundError) as error:
+            last = error  # without network, a file later in the list may still be in the cache
+        # A name that is none, a repository that is private or gone, a connection that broke: the
+        # hub's client and what it is built on have a type for each.
+        except Exception as error:
             last = error
             break
-    said = " ".join(str(last).split())[:300]
     raise EncoderUnavailable(
         f"{who}: no weights could be had from hf-hub:{repository} "
-        f"({type(last).__name__}: {said}); pass {SOURCES}"
+        f"({type(last).__name__}: {shorten(str(last), 300)}); pass {SOURCES}"
     ) from last
 
 

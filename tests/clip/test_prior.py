@@ -203,3 +203,14 @@ def test_missing_weights_say_what_to_pass(kind: str, words: str) -> None:
 def test_a_learnable_encoder_takes_no_weights() -> None:
     with pytest.raises(ValueError, match="takes no weights, got 'openai'"):
         build_prior_encoder("convolutional", "openai")
+
+
+@pytest.mark.parametrize("kind", [tiny_clip.KIND, "convolutional:32"])
+def test_exports_with_any_size_and_number(kind: str) -> None:
+    encoder = tiny(kind).eval()
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(
+        encoder, (torch.rand(2, 3, 40, 50),), dynamic_shapes={"image": dynamic}
+    )
+    image = torch.rand(3, 3, 61, 33)
+    torch.testing.assert_close(program.module()(image), encoder(image))
