@@ -19,7 +19,8 @@ __all__ = ["write_png", "write_tiff"]
 
 #: Bytes per strip of a TIFF file and per block of rows of a PNG file, before compression.
 BLOCK = 1 << 20
-COMPRESSION_LEVEL = 6
+#: Twice as fast as zlib's usual 6 for 2 % more bytes (photographs with 16 bits).
+COMPRESSION_LEVEL = 4
 
 
 def _samples(picture: Picture) -> Samples:

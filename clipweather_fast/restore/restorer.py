@@ -189,9 +189,10 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _loaded(name: str | os.PathLike[str]) -> nn.Module:
-    """The network that a name or a folder stands for."""
+    """The network that a name or a folder stands for; a registered name comes first."""
     from clipweather_fast import models
 
-    if isinstance(name, os.PathLike) or Path(name).is_dir():
+    known = isinstance(name, str) and name in models.list_models()
+    if not known and (isinstance(name, os.PathLike) or Path(name).exists()):
         return models.pretrained(os.fspath(name))
-    return models.create_model(name, pretrained=True)
+    return models.create_model(os.fspath(name), pretrained=True)

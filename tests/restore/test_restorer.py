@@ -11,7 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from clipweather_fast.restore import Picture, PrecisionWarning, Report, Restorer, engine, memory
+from clipweather_fast.restore import (
+    Picture,
+    PrecisionWarning,
+    Report,
+    Restorer,
+    engine,
+    memory,
+    read_picture,
+)
 from clipweather_fast.restore.engine import fast_at_bfloat16
 from known_networks import Global, Greedy, Local, Overflowing, Same, tiny_network
 
@@ -91,6 +99,16 @@ def test_a_path_gives_a_picture_that_can_be_saved(tmp_path: Path) -> None:
         assert isinstance(back, Picture)
         back.save(tmp_path / "out.png")
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out.png")), RGB)
+
+
+def test_sixteen_bits_of_a_file_come_back(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(0, 65536, (40, 70, 4), dtype=np.uint16)
+    Picture(samples[..., :3], "RGB", samples[..., 3]).save(tmp_path / "deep.png")
+    for tile in (None, 32):
+        restorer = Restorer(Same(), tile=tile, tile_overlap=8)
+        restorer(tmp_path / "deep.png").save(tmp_path / "again.tif")
+        back = read_picture(tmp_path / "again.tif")
+        np.testing.assert_array_equal(np.dstack([back.pixels, back.alpha]), samples)
 
 
 def test_transparency_is_passed_on_and_colours_are_restored() -> None:
@@ -355,6 +373,8 @@ def test_names_and_folders(tmp_path: Path) -> None:
         f"local-dir:{tmp_path / 'folder'}",
     ):
         np.testing.assert_array_equal(Restorer(source, dtype="float32")(RGB), expected)
+    with pytest.raises(ValueError, match="is a file and brings no configuration"):
+        Restorer(tmp_path / "folder" / "model.safetensors")
     with pytest.raises(ValueError, match="no weights are published"):
         Restorer("clipweather_tiny")
     with pytest.raises(ValueError, match="there is no model"):
