@@ -17,6 +17,13 @@ __all__ = ["ClipWeatherConfig", "NetworkConfig", "TransWeatherConfig"]
 
 #: Stride of each encoder stage.
 STRIDES = (4, 8, 16, 32)
+#: The largest width, length or number: a configuration from a stranger's file must not be able to
+#: ask for more memory and time than a machine has before a tensor is compared.
+LARGEST = 8192
+COUNT = f"an integer from 1 to {LARGEST}"
+RATIO = "above 0 and at most 64"
+#: The most blocks of a stage.
+DEEPEST = 256
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,10 @@ class NetworkConfig:
             ("decoder_tail", 2),
         ):
             self._require_counts(name, length)
+        self._require("depths", max(self.depths) <= DEEPEST, f"at most {DEEPEST} per stage")
         self._require_divisible("heads", self.heads, self.dims)
         self._require_divisible("intra_heads", self.intra_heads, self.dims[1:])
-        self._require("mlp_ratio", _number(self.mlp_ratio) and self.mlp_ratio > 0, "above 0")
+        self._require("mlp_ratio", _ratio(self.mlp_ratio), RATIO)
         self._require_flags("qkv_bias")
         rate = self.drop_path_rate
         self._require("drop_path_rate", _number(rate) and 0 <= rate < 1, "a rate in [0, 1)")
@@ -135,7 +143,7 @@ class NetworkConfig:
     def _require_counts(self, name: str, length: int) -> None:
         value = getattr(self, name)
         right = isinstance(value, tuple) and len(value) == length and all(map(_count, value))
-        self._require(name, right, f"a tuple of {length} positive integers")
+        self._require(name, right, f"a tuple of {length} integers from 1 to {LARGEST}")
 
     def _require_divisible(self, name: str, heads: tuple[int, ...], dims: tuple[int, ...]) -> None:
         for head, dim in zip(heads, dims, strict=True):
@@ -234,11 +242,12 @@ class ClipWeatherConfig(NetworkConfig):
         self._require("prior_weights", named, "the name of a source of weights, or None")
         counts = ("prior_dim", "prior_width", "prior_tokens", "prior_blocks", "prior_heads")
         for name in counts:
-            self._require(name, _count(getattr(self, name)), "a positive integer")
+            self._require(name, _count(getattr(self, name)), COUNT)
+        self._require("prior_blocks", self.prior_blocks <= DEEPEST, f"at most {DEEPEST}")
         self._require_word("prior_activation", "gelu", "relu", "none")
         self._require_word("prior_fuse", "sum", "concat")
         ratio, std = self.prior_mlp_ratio, self.prior_token_std
-        self._require("prior_mlp_ratio", _number(ratio) and ratio > 0, "above 0")
+        self._require("prior_mlp_ratio", _ratio(ratio), RATIO)
         self._require("prior_token_std", _number(std) and std >= 0, "0 or more")
         self._require("gamma_init", _number(self.gamma_init), "a number")
         divides = self.dims[3] % self.prior_heads == 0
@@ -264,16 +273,21 @@ class TransWeatherConfig(NetworkConfig):
     def _check(self) -> None:
         super()._check()
         for name in ("queries", "query_blocks", "query_heads"):
-            self._require(name, _count(getattr(self, name)), "a positive integer")
+            self._require(name, _count(getattr(self, name)), COUNT)
+        self._require("query_blocks", self.query_blocks <= DEEPEST, f"at most {DEEPEST}")
         ratio = self.query_mlp_ratio
-        self._require("query_mlp_ratio", _number(ratio) and ratio > 0, "above 0")
+        self._require("query_mlp_ratio", _ratio(ratio), RATIO)
         divides = self.dims[3] % self.query_heads == 0
         self._require("query_heads", divides, f"a divisor of the channels {self.dims[3]}")
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
 
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _ratio(value: Any) -> bool:
+    return _number(value) and 0 < value <= 64

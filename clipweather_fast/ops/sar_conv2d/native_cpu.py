@@ -8,24 +8,10 @@ import torch
 from torch import Tensor
 
 from clipweather_fast.ops import _native
-from clipweather_fast.ops._buffers import accumulator, dense_image, dense_parameter, filled
+from clipweather_fast.ops._buffers import accumulator, dense_image, filled
+from clipweather_fast.ops.sar_conv2d.native_arguments import inputs, sizes
 
 __all__ = ["backward", "forward"]
-
-
-def _inputs(
-    x: Tensor, logits: Tensor | None, *parameters: Tensor | None
-) -> tuple[list[Tensor | None], tuple[int, ...]]:
-    """The tensors to hold on to, in the order of SarConv2dInputs, and the strides of the logits."""
-    tensors = [dense_image(x), logits, *(dense_parameter(p, x.dtype) for p in parameters)]
-    return tensors, (0, 0, 0, 0) if logits is None else logits.stride()
-
-
-def _sizes(x: Tensor, weight: Tensor | None, static_weight: Tensor | None) -> tuple[int, int]:
-    kernels = 0 if weight is None else weight.shape[0]
-    either = static_weight if weight is None else weight
-    assert either is not None  # the checks of both ops see to it
-    return kernels, either.shape[-1]
 
 
 def forward(
@@ -41,14 +27,14 @@ def forward(
     residual: Tensor | None,
 ) -> None:
     """Fills ``y`` and, unless empty or None, ``residual``."""
-    tensors, stride = _inputs(x, logits, weight, bias, static_weight, static_bias)
+    tensors, stride = inputs(dense_image(x), logits, weight, bias, static_weight, static_bias)
     with filled(y, image=True) as to_y, filled(residual, image=True) as to_residual:
         _native.core().sar_conv2d_forward_cpu(
             [_native.address(t) for t in tensors],
             _native.address(to_y),
             _native.address(to_residual),
             x.shape,
-            *_sizes(x, weight, static_weight),
+            *sizes(weight, static_weight),
             stride,
             _native.GATES[gate],
             _native.ACTIVATIONS[activation],
@@ -71,7 +57,7 @@ def backward(
     grads: tuple[Tensor | None, ...],
 ) -> None:
     """Fills the gradients of the six tensor arguments; None or empty ones are not wanted."""
-    tensors, stride = _inputs(x, logits, weight, bias, static_weight, static_bias)
+    tensors, stride = inputs(dense_image(x), logits, weight, bias, static_weight, static_bias)
     grad_y, grad_residual = dense_image(grad_y), dense_image(grad_residual)
     dtype = accumulator(x.dtype)
     with ExitStack() as stack:
@@ -84,7 +70,7 @@ def backward(
             _native.address(grad_residual),
             [_native.address(t) for t in targets],
             x.shape,
-            *_sizes(x, weight, static_weight),
+            *sizes(weight, static_weight),
             stride,
             _native.GATES[gate],
             _native.ACTIVATIONS[activation],

@@ -8,26 +8,10 @@ import torch
 from torch import Tensor
 
 from clipweather_fast.ops import _native
-from clipweather_fast.ops._buffers import aligned_image, dense_parameter, filled
+from clipweather_fast.ops._buffers import aligned_image, filled
+from clipweather_fast.ops.sar_conv2d.native_arguments import NO_STRIDES, inputs, sizes
 
 __all__ = ["backward", "forward"]
-
-NO_STRIDES = (0, 0, 0, 0)
-
-
-def _inputs(
-    x: Tensor, logits: Tensor | None, *parameters: Tensor | None
-) -> tuple[list[Tensor | None], tuple[int, ...]]:
-    """The tensors to hold on to, in the order of SarConv2dInputs, and the strides of the logits."""
-    tensors = [aligned_image(x), logits, *(dense_parameter(p, x.dtype) for p in parameters)]
-    return tensors, NO_STRIDES if logits is None else logits.stride()
-
-
-def _sizes(weight: Tensor | None, static_weight: Tensor | None) -> tuple[int, int]:
-    kernels = 0 if weight is None else weight.shape[0]
-    either = static_weight if weight is None else weight
-    assert either is not None  # the checks of both ops see to it
-    return kernels, either.shape[-1]
 
 
 def forward(
@@ -43,14 +27,14 @@ def forward(
     residual: Tensor | None,
 ) -> None:
     """Fills ``y`` and, unless empty or None, ``residual``."""
-    tensors, stride = _inputs(x, logits, weight, bias, static_weight, static_bias)
+    tensors, stride = inputs(aligned_image(x), logits, weight, bias, static_weight, static_bias)
     with filled(y, image=True) as to_y, filled(residual, image=True) as to_residual:
         _native.core().sar_conv2d_forward_cuda(
             [_native.address(t) for t in tensors],
             _native.address(to_y),
             _native.address(to_residual),
             x.shape,
-            *_sizes(weight, static_weight),
+            *sizes(weight, static_weight),
             stride,
             _native.GATES[gate],
             _native.ACTIVATIONS[activation],
@@ -74,14 +58,14 @@ def backward(
     grads: tuple[Tensor | None, ...],
 ) -> None:
     """Fills the gradients of the six tensor arguments; None or empty ones are not wanted."""
-    tensors, stride = _inputs(x, logits, weight, bias, static_weight, static_bias)
+    tensors, stride = inputs(aligned_image(x), logits, weight, bias, static_weight, static_bias)
     grad_y, grad_residual = aligned_image(grad_y), aligned_image(grad_residual)
-    sizes = _sizes(weight, static_weight)
+    kernel_sizes = sizes(weight, static_weight)
     gate_code, activation_code = _native.GATES[gate], _native.ACTIVATIONS[activation]
     dtype = _native.DTYPE_CODES[x.dtype]
     core = _native.core()
     bytes_needed = core.sar_conv2d_workspace_bytes(
-        x.shape, *sizes, gate_code, activation_code, dtype, grad_residual is not None
+        x.shape, *kernel_sizes, gate_code, activation_code, dtype, grad_residual is not None
     )
     workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=x.device)
     grad_logits = grads[1]
@@ -94,7 +78,7 @@ def backward(
             _native.address(grad_residual),
             [_native.address(t) for t in (grad_x, grad_logits, *parameters)],
             x.shape,
-            *sizes,
+            *kernel_sizes,
             stride,
             NO_STRIDES if grad_logits is None else grad_logits.stride(),
             gate_code,
