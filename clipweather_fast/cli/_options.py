@@ -186,6 +186,8 @@ def loaded(model: str) -> RestorationNetwork:
     from clipweather_fast.models.recognition import from_file
 
     with _blamed_on_the_model():
+        if model in registry.WEIGHTS:
+            return models.create_model(model, pretrained=True)
         path = Path(model.removeprefix("local-dir:")).expanduser()
         if path.is_dir():
             return models.pretrained(path)
@@ -193,7 +195,7 @@ def loaded(model: str) -> RestorationNetwork:
             return from_file(path)
         if os.sep in model and not model.startswith("hf-hub:"):
             raise FileNotFoundError(f"there is no file or folder {model}")
-        if model in models.list_models() and model not in registry.WEIGHTS:
+        if model in models.list_models():
             raise ValueError(
                 f"no weights are published for {model}; pass a folder with model.safetensors and "
                 "config.json, a checkpoint file or hf-hub:OWNER/NAME"

@@ -213,6 +213,8 @@ class Run:
                 elif outcome.details["retries"]:
                     bar.say(f"{source}: not finite in low precision, computed again in float32")
                 bar.advance()
+        order = {job: number for number, job in enumerate(jobs)}
+        self.outcomes.sort(key=lambda outcome: order[outcome.job])
 
     def _pipeline(self) -> Pipeline[Picture]:
         gpu = self.restorer.device.type == "cuda"
