@@ -42,6 +42,11 @@ VARIABLES: dict[str, Variable] = {
         "e.g. 80,90",
         "at build time: CUDA architectures (default: 80, 86, 89, 90, 100, 120 and PTX)",
     ),
+    "CLIPWEATHER_MAX_PIXELS": Variable(
+        "150000000",
+        "a number",
+        "picture files with more pixels are refused before they are decoded",
+    ),
     "CLIPWEATHER_WERROR": Variable(
         "off",
         "on | off",

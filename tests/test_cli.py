@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -36,8 +37,8 @@ def test_help_names_every_command_and_what_the_package_is_for() -> None:
     done = clipweather("--help")
     words = re.sub(r"[\s│]+", " ", done.stdout)
     assert done.returncode == 0
-    assert "remove snow, rain and haze from pictures" in words
-    for command in ("env", "demo"):
+    assert "Remove snow, rain and haze from pictures" in words
+    for command in ("restore", "video", "classify", "models", "export", "env", "demo"):
         assert f" {command} " in words
 
 
@@ -56,6 +57,31 @@ def test_wrong_words_exit_2_and_are_named(arguments: tuple[str, ...], named: str
     assert done.returncode == 2
     assert named in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_completion_offers_commands_and_networks(shell: str) -> None:
+    def offered(*typed: str) -> str:
+        line = " ".join(("clipweather", *typed))
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "clipweather_fast"],
+            env=os.environ
+            | {
+                "_CLIPWEATHER_COMPLETE": f"complete_{shell}",
+                "_TYPER_COMPLETE_ARGS": line,
+                "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+                "COMP_WORDS": line,
+                "COMP_CWORD": str(len(typed)),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    assert "restore" in offered("rest")
+    assert "clipweather_tiny" in offered("restore", "--model", "clipweather_t")
 
 
 def test_env_answers_for_every_operator_and_backend() -> None:

@@ -35,8 +35,11 @@ def test_import_is_lean_and_silent() -> None:
     assert found["device"] is False
     heavy = {
         "accelerate",
+        "av",
         "huggingface_hub",
         "numpy.testing",
+        "onnx",
+        "onnxruntime",
         "open_clip",
         "rich",
         "safetensors",

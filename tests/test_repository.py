@@ -119,17 +119,27 @@ def test_every_variable_that_is_read_is_declared_and_the_other_way_round() -> No
 
 
 def test_declared_dependencies_are_used_and_used_ones_declared() -> None:
-    declared = {re.split(r"[<>=\[ ]", line)[0] for line in PROJECT["dependencies"]}
-    modules = {"open_clip_torch": "open_clip", "pillow": "PIL"}
+    def names(lines: list[str]) -> set[str]:
+        modules = {"open_clip_torch": "open_clip", "pillow": "PIL"}
+        found = {re.split(r"[<>=\[ ]", line)[0] for line in lines}
+        return {modules.get(name, name) for name in found}
+
+    declared = names(PROJECT["dependencies"])
+    extras = PROJECT["optional-dependencies"]
+    # Who has spandrel asks for our part of it; with torch comes triton where it exists.
+    elsewhere = {"clipweather_fast", "spandrel", "triton"}
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imports(path)}
-    # Triton comes with torch where it exists; without it the other backends run.
-    used -= set(sys.stdlib_module_names) | {"clipweather_fast", "triton"}
+    used -= set(sys.stdlib_module_names) | elsewhere
+    optional = names(extras["video"]) | names(extras["onnx"])
     # torch wants numpy, and warns at the first import without it.
-    assert used | {"numpy"} == {modules.get(name, name) for name in declared}
+    assert used | {"numpy"} == declared | optional
+    for extra in ("video", "onnx"):
+        assert set(extras[extra]) <= set(extras["test"])
 
 
 def test_imports_go_one_way() -> None:
-    layers = ["env", "ops", "modules", "clip", "models", "demo", "installation", "cli"]
+    layers = ["env", "ops", "modules", "clip", "models", "restore"]
+    layers += ["integrations", "export", "demo", "installation", "cli"]
     wrong = []
     for path in PACKAGE.rglob("*.py"):
         layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,14 @@ from clipweather_fast.models.config import ClipWeatherConfig, NetworkConfig, Tra
 from clipweather_fast.models.network import RestorationNetwork
 from clipweather_fast.models.transweather import TransWeather
 
-__all__ = ["create_model", "default_config", "list_models", "pretrained", "register_model"]
+__all__ = [
+    "create_model",
+    "default_config",
+    "description",
+    "list_models",
+    "pretrained",
+    "register_model",
+]
 
 ARCHITECTURES: dict[str, type[RestorationNetwork]] = {
     network.config_class.architecture: network for network in (ClipWeather, TransWeather)
@@ -61,6 +69,16 @@ def default_config(name: str) -> NetworkConfig:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(list_models())}"
         raise ValueError(f"create_model: there is no model {name!r}; {hint}")
     return _presets[name]()
+
+
+def description(name: str) -> str:
+    """What a registered network is for, in a line.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    default_config(name)
+    return inspect.cleandoc(_presets[name].__doc__ or "").partition("\n")[0]
 
 
 def create_model(

@@ -1,0 +1,76 @@
+"""``clipweather classify`` and ``clipweather models``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from clipweather_fast.cli import app
+from clipweather_fast.clip import TextFeatures
+from clipweather_fast.models import list_models
+from command import clipweather, words
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Made-up text features of the small network's width."""
+    torch.manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(3, 32), dim=1)
+    TextFeatures(features).save(tmp_path / "text.safetensors")
+    return tmp_path / "text.safetensors"
+
+
+def test_pictures_get_probabilities_and_bad_ones_a_name(
+    checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.effect_noise((40, 30), 60).save(folder / "a\nb.png")
+    (folder / "c.png").write_text("no picture")
+    done = clipweather("classify", folder, "-n", checkpoint, "--text", text, "--json")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{folder}/c.png: ")
+    found = json.loads(done.stdout)
+    assert found["input"] == str(folder / "a\nb.png")
+    shares = list(found["weather"].values())
+    assert set(found["weather"]) == {"snow", "rain", "raindrop"}
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1)
+
+    plain = CliRunner().invoke(
+        app,
+        ["classify", str(folder / "a\nb.png"), "-n", str(checkpoint), "--text", str(text)],
+    )
+    assert plain.exit_code == 0
+    assert plain.output.startswith(rf"{folder}/a\nb.png: ")
+    assert plain.output.count("%") == 3
+
+
+def test_without_text_features_nothing_is_guessed(checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    arguments = ["classify", str(tmp_path / "a.png"), "-n", str(checkpoint)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "'--model' / '-n'" in words(result.output)
+    assert "--text" in words(result.output)
+    result = CliRunner().invoke(app, [*arguments, "--text", str(tmp_path / "a.png")])
+    assert result.exit_code == 2
+    assert "is not a file of text features" in words(result.output)
+
+
+def test_models_lists_every_registered_network() -> None:
+    result = CliRunner().invoke(app, ["models"])
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.splitlines()[::2]] == list_models()
+    assert re.search(r"^transweather +38\.1 M  The base network", result.output, re.MULTILINE)
+    result = CliRunner().invoke(app, ["models", "tiny"])
+    assert [line.split()[0] for line in result.output.splitlines()[::2]] == ["clipweather_tiny"]
+    result = CliRunner().invoke(app, ["models", "restormer"])
+    assert result.exit_code == 2
+    assert "no name matches 'restormer'" in words(result.output)
