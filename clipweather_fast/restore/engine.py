@@ -312,8 +312,8 @@ def fast_at_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        # Measured on AVX512_BF16: networks of this package take half the time. With AVX-512 or AVX2
-        # alone PyTorch converts to float32 and back, which is slower than float32.
+        # Measured at 480 × 720: with AVX512_BF16 the networks are 1.3 to 1.8 times as fast as in
+        # float32. Without it PyTorch emulates: 2 times slower with AVX-512, 6 to 13 with AVX2.
         known: Callable[[], dict[str, Any]] | None = getattr(torch.cpu, "get_capabilities", None)
         can = known() if known is not None else {}
         return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
