@@ -47,6 +47,9 @@ class ClipWeather(RestorationNetwork):
             self.prior_head = PriorHead(config)
         if config.learns_prior:
             self.prior_encoder = _built(config)
+        if config.residual_output:  # begins as the identity
+            nn.init.zeros_(self.decoder.conv_output.conv2d.weight)
+            nn.init.zeros_(cast(Tensor, self.decoder.conv_output.conv2d.bias))
         self._lay_out_weights()
 
     def _feed_forward(self, dim: int) -> ConvMlp:
@@ -74,7 +77,8 @@ class ClipWeather(RestorationNetwork):
     ) -> Tensor:
         stages = self.encoder(picture, residuals)
         deepest = self.prior_embedding(stages[3], self._projected(prior, picture.shape[0]))
-        return torch.tanh(self.decoder(stages, deepest))
+        y = torch.tanh(self.decoder(stages, deepest))
+        return y + (picture + 1) / 2 if self.config.residual_output else y
 
     def _projected(self, prior: Tensor | None, n: int) -> Tensor | None:
         """p (N, prior_width) of the prior (N or 1, prior_dim)."""

@@ -186,6 +186,8 @@ class ClipWeatherConfig(NetworkConfig):
         prior_blocks, prior_heads, prior_mlp_ratio: the prior blocks.
         prior_fuse: ``"sum"``: E = P + γp; ``"concat"``: E = [P; γp].
         gamma_init: γ at the start. At 0 the prior has no influence until γ has learned.
+        residual_output: whether the picture is added to what the network computes; a new network
+            then gives back what it gets. The paper's computes the picture itself.
     """
 
     architecture: ClassVar[str] = "ClipWeather"
@@ -210,6 +212,7 @@ class ClipWeatherConfig(NetworkConfig):
     prior_mlp_ratio: float = 4.0
     prior_fuse: str = "sum"
     gamma_init: float = 0.0
+    residual_output: bool = False
 
     @property
     def uses_prior(self) -> bool:
@@ -223,6 +226,7 @@ class ClipWeatherConfig(NetworkConfig):
 
     def _check(self) -> None:
         super()._check()
+        self._require_flags("residual_output")
         self._check_sar()
         self._check_prior()
 

@@ -151,6 +151,19 @@ def test_at_gamma_zero_gamma_learns_first() -> None:
 
 
 @torch.no_grad()
+def test_with_the_picture_added_a_new_network_is_the_identity() -> None:
+    network = ClipWeather(SMALL_CLIP.replace(residual_output=True)).eval()
+    image = photograph(50, 70, n=2)
+    torch.testing.assert_close(network(image, prior_of(network, 2)), image, rtol=0, atol=3e-7)
+
+
+def test_the_picture_is_added_to_what_the_network_computes() -> None:
+    plain, adding = small(), small(residual_output=True)
+    adding.load_state_dict(plain.state_dict())
+    image, prior = photograph(50, 70), prior_of(plain)
+    torch.testing.assert_close(adding(image, prior), plain(image, prior) + image)
+
+
 def test_one_prior_serves_every_tile() -> None:
     network, images = small(), photograph(64, 64, n=3)
     prior = prior_of(network)
@@ -320,6 +333,7 @@ def test_in_bfloat16_the_picture_is_normalised_first() -> None:
         {"prior_fuse": "concat", "prior_activation": "relu"},
         {"qkv_bias": False},
         {"intra_patch": False},
+        {"residual_output": True},
     ],
     ids=str,
 )
