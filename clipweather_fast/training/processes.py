@@ -1,0 +1,139 @@
+"""The processes and the device of a run, on accelerate: one process or many, whole or sharded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from clipweather_fast.training.sections import RunSection
+
+__all__ = ["Processes"]
+
+
+class Processes:
+    """Where a run computes. Started by ``torchrun`` or ``accelerate launch`` there are several.
+
+    Attributes:
+        device: of this process.
+        rank, world: its number, and how many there are.
+        main: whether it is the one that writes.
+    """
+
+    def __init__(self, section: RunSection) -> None:
+        from accelerate import Accelerator
+
+        self.section = section
+        if section.threads is not None:
+            torch.set_num_threads(section.threads)
+        if section.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("configuration: run.device is cuda, but PyTorch sees no GPU")
+        precision = {"float32": "no", "bfloat16": "bf16"}[section.precision]
+        self.accelerator = Accelerator(
+            cpu=section.device == "cpu" or not torch.cuda.is_available(), mixed_precision=precision
+        )
+        self.device: torch.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
+        # accelerate knows FSDP on GPUs only, so the sharding itself is PyTorch's.
+        asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+        self.sharded = self.world > 1 and (section.sharding == "fsdp" or asked)
+
+    # ---- the student -----------------------------------------------------------------------
+
+    def wrapped(self, student: nn.Module) -> nn.Module:
+        """The student on the device, under autocast if asked for, its gradients averaged."""
+        if self.sharded:
+            return self._sharded(student.to(self.device))
+        return cast(nn.Module, self.accelerator.prepare_model(student))
+
+    def bare(self, student: nn.Module) -> nn.Module:
+        """The student as the task made it."""
+        if isinstance(student, nn.parallel.DistributedDataParallel):
+            return cast(nn.Module, student.module)
+        return student
+
+    def _sharded(self, student: nn.Module) -> nn.Module:
+        """FSDP: every element of a module list is gathered on its own, the rest at once."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        low = self.section.precision == "bfloat16"
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if low else None,
+            reduce_dtype=torch.float32,
+            output_dtype=torch.float32 if low else None,
+            cast_forward_inputs=False,
+        )
+        for module in list(student.modules()):
+            if isinstance(module, nn.ModuleList):
+                for unit in module:
+                    fully_shard(unit, mesh=mesh, mp_policy=policy)
+        fully_shard(student, mesh=mesh, mp_policy=policy)
+        return student
+
+    @contextmanager
+    def synchronised(self, student: nn.Module, last: bool) -> Iterator[None]:
+        """Around a micro-batch: gradients are averaged over the processes after the last one."""
+        if self.sharded:
+            cast(Any, student).set_requires_gradient_sync(last)
+            yield
+            return
+        several = isinstance(student, nn.parallel.DistributedDataParallel)
+        with student.no_sync() if several and not last else nullcontext():
+            yield
+
+    def clipped(self, parameters: Sequence[Tensor], largest: float | None) -> float:
+        """The norm of the whole gradient, which is scaled down to ``largest`` if it is above."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        if largest is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        return float(norm)
+
+    # ---- between processes -----------------------------------------------------------------
+
+    def mean(self, values: Tensor) -> list[float]:
+        """The values, averaged over the processes."""
+        return cast(Tensor, self.accelerator.reduce(values, "mean")).tolist()
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Ends the group of processes, if this run is one of several."""
+        if self.world > 1:
+            self.accelerator.end_training()
+
+
+# ---- tensors that are spread over processes ----------------------------------------------------
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its parts. Every process must call it."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else cast(Tensor, gather())
+
+
+def gathered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, whole and copied to the CPU."""
+    return {name: whole(t.detach()).to("cpu", copy=True) for name, t in state.items()}
+
+
+def put(tensor: Tensor, value: Tensor) -> None:
+    """Copies a whole tensor into one that may be spread over processes."""
+    with torch.no_grad():
+        mesh = getattr(tensor, "device_mesh", None)
+        if mesh is None:
+            tensor.copy_(value)
+        else:
+            from torch.distributed.tensor import distribute_tensor
+
+            spread = distribute_tensor(value.to(tensor.device), mesh, cast(Any, tensor).placements)
+            tensor.copy_(spread)
