@@ -120,7 +120,7 @@ def test_every_variable_that_is_read_is_declared_and_the_other_way_round() -> No
 
 def test_declared_dependencies_are_used_and_used_ones_declared() -> None:
     def names(lines: list[str]) -> set[str]:
-        modules = {"open_clip_torch": "open_clip", "pillow": "PIL"}
+        modules = {"open_clip_torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}
         found = {re.split(r"[<>=\[ ]", line)[0] for line in lines}
         return {modules.get(name, name) for name in found}
 
@@ -130,10 +130,12 @@ def test_declared_dependencies_are_used_and_used_ones_declared() -> None:
     elsewhere = {"clipweather_fast", "spandrel", "triton"}
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imports(path)}
     used -= set(sys.stdlib_module_names) | elsewhere
-    optional = names(extras["video"]) | names(extras["onnx"])
+    optional = {
+        name for extra in extras if extra not in ("test", "dev") for name in names(extras[extra])
+    }
     # torch wants numpy, and warns at the first import without it.
     assert used | {"numpy"} == declared | optional
-    for extra in ("video", "onnx"):
+    for extra in ("video", "onnx", "tensorboard"):
         assert set(extras[extra]) <= set(extras["test"])
 
 

@@ -13,6 +13,7 @@ from clipweather_fast.cli.env import env
 from clipweather_fast.cli.export import export
 from clipweather_fast.cli.models import models
 from clipweather_fast.cli.restore import restore
+from clipweather_fast.cli.train import train
 from clipweather_fast.cli.video import video
 
 __all__ = ["app", "main"]
@@ -47,7 +48,7 @@ def clipweather(
     """
 
 
-for command in (restore, video, classify, models, export, env, demo):
+for command in (restore, video, classify, models, export, train, env, demo):
     app.command()(command)
 
 

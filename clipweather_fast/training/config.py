@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipweather_fast.models import ClipWeatherConfig
 from clipweather_fast.training.sections import (
     CheckpointSection,
     DataSection,
@@ -23,7 +24,7 @@ from clipweather_fast.training.sections import (
 )
 from clipweather_fast.training.strict import plain, section, unknown_key
 
-__all__ = ["TrainingConfig", "read"]
+__all__ = ["TrainingConfig", "read", "written"]
 
 SECTIONS: dict[str, type[Any]] = {
     "run": RunSection,
@@ -82,6 +83,20 @@ class TrainingConfig:
         found["model"] = {"name": model["name"], "weights": model["weights"], **model["fields"]}
         return found
 
+    def with_random_weights(self) -> TrainingConfig:
+        """The same, with random weights for all frozen networks: for measuring, not for training.
+
+        Text features are computed by the text tower, whatever file they were to come from.
+        """
+        values = self.to_dict()
+        values["losses"]["perceptual_weights"] = "random"
+        values["distillation"]["teacher_weights"] = "random"
+        values["text"] |= {"features": None, "encoder_weights": "random"}
+        network = self.model.network()
+        if isinstance(network, ClipWeatherConfig):
+            values["model"]["prior_weights"] = None if network.learns_prior else "random"
+        return type(self).from_dict(values)
+
 
 def read(path: str | Path, overrides: Iterable[str] = ()) -> TrainingConfig:
     """The configuration of a YAML file, and of those it extends, with single values changed.
@@ -100,6 +115,13 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> TrainingConfig:
     for override in overrides:
         _override(values, override)
     return TrainingConfig.from_dict(values)
+
+
+def written(config: TrainingConfig) -> str:
+    """The configuration as YAML, every key included, as :func:`read` takes it."""
+    import yaml
+
+    return str(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
 
 
 def _file(path: Path, before: tuple[Path, ...]) -> dict[str, dict[str, Any]]:

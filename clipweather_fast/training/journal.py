@@ -105,13 +105,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 class _TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         try:
-            from tensorboard.compat.proto.event_pb2 import Event
+            import tensorboard
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
                 "log.tensorboard needs TensorBoard: pip install 'clipweather_fast[tensorboard]'"
             ) from error
-        del Event
+        del tensorboard  # PyTorch's writer says less clearly that it is missing
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,13 @@ from clipweather_fast.data import WEATHERS, cutmix, to_unit_range
 from clipweather_fast.data.synthesis import degrade
 from clipweather_fast.models import ClipWeatherConfig, RestorationNetwork, create_model
 from clipweather_fast.training.config import TrainingConfig
+from clipweather_fast.training.sections import DistillationSection
 from clipweather_fast.training.student import Student
 from clipweather_fast.training.task import Batch, Examined, Progress, seed_of
+
+if TYPE_CHECKING:
+    from clipweather_fast.clip import Teacher
+    from clipweather_fast.clip.imagenet_teacher import ImageNetTeacher
 
 __all__ = ["RestorationTask"]
 
@@ -102,9 +107,7 @@ class RestorationTask:
             raise ValueError(
                 "configuration: distillation.weight must be 0 for a network without residuals"
             )
-        from clipweather_fast.clip import Teacher
-
-        teacher = Teacher(section.teacher_weights, section.teacher)
+        teacher = _teacher(section)
         self.frozen["teacher"] = teacher
         choices: dict[str, Any] = {
             name: getattr(section, name) for name in ("normalize", "blocks", "intra", "target")
@@ -240,6 +243,16 @@ class RestorationTask:
         network.save_pretrained(folder)
         if self.text is not None:
             self.text.save(folder / "text_features.safetensors")
+
+
+def _teacher(section: DistillationSection) -> Teacher | ImageNetTeacher:
+    from clipweather_fast.clip import Teacher
+    from clipweather_fast.clip.imagenet_teacher import ImageNetTeacher
+
+    family, _, model = section.teacher.partition(":")
+    if family == "imagenet" and model:
+        return ImageNetTeacher(model, section.teacher_weights)
+    return Teacher(section.teacher_weights, section.teacher)
 
 
 def _share(purpose: str, seed: int) -> float:

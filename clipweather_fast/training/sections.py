@@ -263,7 +263,8 @@ class DistillationSection(_Checked):
     Attributes:
         weight: of the term; 0: left out.
         start: when it begins: an epoch (an integer), or a share of the run (below 1, with a point).
-        teacher: an open_clip ResNet; teacher_weights: the source of its weights.
+        teacher: an open_clip ResNet, or ``imagenet:MODEL`` with a timm model; teacher_weights: the
+            source of its weights.
         normalize, blocks, intra, target, match: as
             :func:`clipweather_fast.losses.residual_distillation` has them; ``match`` is ``pool`` or
             ``project``.

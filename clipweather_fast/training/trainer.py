@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipweather_fast.restore.aside import written_aside
 from clipweather_fast.training.checkpoint import Checkpoints
-from clipweather_fast.training.config import TrainingConfig
+from clipweather_fast.training.config import TrainingConfig, written
 from clipweather_fast.training.ema import Ema
 from clipweather_fast.training.feed import Feed, Samples
 from clipweather_fast.training.journal import Journal
@@ -69,8 +70,8 @@ class Trainer:
     ) -> None:
         run = config.run
         self.task, self.config, self.held_out = task, config, held_out
-        self.watch: Watch = watch or Silent()
         self.processes = processes = Processes(run)
+        self.watch: Watch = watch if watch is not None and processes.main else Silent()
         self.feed = Feed(
             samples,
             config.data,
@@ -180,7 +181,8 @@ class Trainer:
     def _journal(self) -> Journal:
         self.output.mkdir(parents=True, exist_ok=True)
         settings = self.config.to_dict()
-        (self.output / "config.yaml").write_text(_yaml(settings), encoding="utf-8")
+        with written_aside(self.output / "config.yaml") as file:
+            file.write(written(self.config).encode())
         return Journal(self.output, self.config.log, settings, self.step)
 
     def _report(self, journal: Journal | None) -> None:
@@ -302,9 +304,3 @@ def _scalar(value: Tensor) -> Tensor:
 
 def _finite(value: float) -> bool:
     return value - value == 0
-
-
-def _yaml(values: Mapping[str, Any]) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
