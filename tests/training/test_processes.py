@@ -1,0 +1,70 @@
+"""Two processes on the CPU, whole (DDP) and sharded (FSDP), against one on the same batches."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from clipweather_fast.models import pretrained
+from clipweather_fast.training.build import trainer_of
+from clipweather_fast.training.journal import read_log
+from training_runs import MODEL, configuration, last_state, photographs, settings
+
+LAUNCH = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
+COMMAND = ["--nproc-per-node", "2", "-m", "clipweather_fast.cli", "train"]
+
+#: No drop path, whose choices depend on the process; Adam's steps in proportion to the gradient.
+SAME: dict[str, dict[str, Any]] = {
+    "run": {"epochs": 2, "clip": 0.05},
+    "model": {**MODEL, "drop_path_rate": 0.0},
+    "data": {"batch": 4, "samples_per_epoch": 16},
+    "optimizer": {"lr": 1e-3, "eps": 1e-2},
+    "log": {"every": 2, "pictures": 4},
+    "checkpoint": {"every": 4},
+}
+
+
+def launched(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LAUNCH, *COMMAND, str(path), *more], capture_output=True, text=True, timeout=150
+    )
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_are_one_on_the_same_batches(tmp_path: Path, sharding: str) -> None:
+    photographs(tmp_path / "photographs")
+    held_out = {**SAME["data"], "validation_clean": [str(tmp_path / "photographs")]}
+    sections = {**SAME, "data": {**held_out, "validation_pictures": 3}}
+    one = configuration(tmp_path, **sections)
+    assert trainer_of(one).fit().finished
+    path = tmp_path / "two.yaml"
+    output = tmp_path / "two"
+    run = {**SAME["run"], "output": str(output), "sharding": sharding}
+    path.write_text(yaml.safe_dump(settings(tmp_path, **{**sections, "run": run})))
+    done = launched(path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, found = last_state(tmp_path / "run"), last_state(output)
+    assert found.keys() == expected.keys()
+    begin = configuration(tmp_path, **sections)
+    moved = 0.0
+    from clipweather_fast.training import RestorationTask
+
+    for name, tensor in RestorationTask(begin).student.state_dict().items():
+        moved = max(moved, float((expected[f"student/{name}"] - tensor).abs().max()))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-6, msg=name)
+    assert moved > 1e-4  # a hundred times what is let pass
+    logs = [read_log(folder / "log.jsonl") for folder in (tmp_path / "run", output)]
+    for a, b in zip(*logs, strict=True):
+        assert (a["kind"], a["step"]) == (b["kind"], b["step"])
+        name = "loss" if a["kind"] == "train" else "psnr"
+        assert b[name] == pytest.approx(a[name], rel=1e-4)
+    weights = dict(pretrained(output / "model").named_parameters())
+    for name, tensor in pretrained(tmp_path / "run" / "model").named_parameters():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=2e-6, msg=name)
