@@ -104,5 +104,6 @@ def _span(values: list[float]) -> tuple[float, float]:
     """The least and the largest value, a little apart in any case."""
     low, high = min(values), max(values)
     if high - low < 1e-9 * max(1.0, abs(high)):
-        return low - 0.5, high + 0.5
+        apart = abs(high) / 10 or 0.5
+        return low - apart, high + apart
     return low, high

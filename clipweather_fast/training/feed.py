@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -82,6 +83,7 @@ class Feed:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
             prefetch_factor=4 if workers else None,
+            worker_init_fn=_ignore_signals,
         )
         batches = iter(loader)
         for _ in range(len(indices) // self.accumulate):
@@ -94,6 +96,12 @@ class Feed:
         order = list(sampler)
         count = (self.steps_per_epoch - done) * self.accumulate
         return [order[i * self.micro : (i + 1) * self.micro] for i in range(count)]
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C reaches a whole group of processes; the trainer alone decides what it means."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _AsDataset(Dataset[Batch]):

@@ -42,8 +42,10 @@ def look(task: Task, samples: Samples, batch: int) -> Look:
         if first < ROWS:
             for name, tensor in found.pictures.items():
                 pictures.setdefault(name, []).append(tensor.float().cpu())
+    means = {name: float(torch.cat(values).nanmean()) for name, values in measures.items()}
     return Look(
-        {name: float(torch.cat(values).nanmean()) for name, values in measures.items()},
+        # What no picture has is left out.
+        {name: value for name, value in means.items() if value == value},
         {name: torch.cat(tensors)[:ROWS] for name, tensors in pictures.items()},
     )
 

@@ -77,6 +77,14 @@ class Processes:
         fully_shard(student, mesh=mesh, mp_policy=policy)
         return student
 
+    def settle(self, student: nn.Module) -> None:
+        """After forward passes without backward ones: sharded parameters are given up again."""
+        if self.sharded:
+            for module in student.modules():
+                reshard = getattr(module, "reshard", None)
+                if reshard is not None:
+                    reshard()
+
     @contextmanager
     def synchronised(self, student: nn.Module, last: bool) -> Iterator[None]:
         """Around a micro-batch: gradients are averaged over the processes after the last one."""

@@ -65,13 +65,13 @@ def restored(
         state: Mapping[str, Tensor] = content["optimizer"].get(name, {})
         for key, value in state.items():
             # Moments lie as their parameter does, in its memory format too.
-            optimizer.state[parameter][key] = _like(parameter, value)
+            optimizer.state[parameter][key] = _like(parameter, value, optimizer)
 
 
-def _like(parameter: Tensor, value: Tensor) -> Tensor:
+def _like(parameter: Tensor, value: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
     if value.dim() == 0:
-        # The count of steps lies where Adam's implementation wants it.
-        return value.clone()
+        # Adam counts its steps on the CPU, except in its fused form.
+        return value.to(parameter.device, copy=True) if optimizer.defaults["fused"] else value
     made = torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
     put(made, value)
     return made

@@ -117,33 +117,39 @@ class Trainer:
             OSError: if the last checkpoint cannot be written.
         """
         self._resume()
-        main = self.processes.main
-        journal = self._journal() if main else None
+        begin = self.step
+        journal = self._journal() if self.processes.main else None
         with self._signals() as caught:
             self.watch.began(self.step, self.steps)
             try:
-                while self.step < self.steps and not caught:
+                while self.step < self.steps:
                     epoch, done = divmod(self.step, self.feed.steps_per_epoch)
+                    clock = time.perf_counter()
                     for micro_batches in self.feed.steps(epoch, done):
-                        stop = self._train(micro_batches, epoch, bool(caught))
+                        stop = self._train(micro_batches, epoch, caught, clock)
                         self._report(journal)
-                        if stop:
+                        if stop and self.step < self.steps:
                             self._save(must=True)
-                            return Outcome(
-                                self.step, self.step == self.steps, next(iter(caught), None)
-                            )
-                        if self.step % self.config.checkpoint.every == 0:
+                            return Outcome(self.step, False, next(iter(caught), None))
+                        if self.step % self.config.checkpoint.every == 0 and self.step < self.steps:
                             self._save(must=False)
-                self._save(must=True)
+                        clock = time.perf_counter()
+                if self.step > begin:
+                    self._save(must=True)
                 return Outcome(self.step, True)
             finally:
                 self.watch.ended()
                 if journal is not None:
                     journal.close()
 
-    def _train(self, micro_batches: list[Batch], epoch: int, stop: bool) -> bool:
-        """One step of the optimizer. Returns whether a process was asked to stop."""
-        run, began = self.config.run, time.perf_counter()
+    def _train(
+        self, micro_batches: list[Batch], epoch: int, caught: list[int], clock: float
+    ) -> bool:
+        """One step of the optimizer, begun at ``clock`` with the reading of its pictures.
+
+        Returns whether any process caught a signal to stop.
+        """
+        run = self.config.run
         self.student.train()
         lr = self.config.optimizer.lr * factor(
             self.config.schedule, self.step, self.steps, self.feed.steps_per_epoch
@@ -162,7 +168,7 @@ class Trainer:
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0.0) + part.detach() / len(micro_batches)
         # One exchange says the losses of all processes and whether any was asked to stop.
-        flag = torch.tensor(float(stop), device=self.processes.device)
+        flag = torch.tensor(float(bool(caught)), device=self.processes.device)
         *values, stopped = self.processes.mean(torch.stack([*map(_scalar, sums.values()), flag]))
         found = dict(zip(sums, values, strict=True))
         norm = self.processes.clipped(self.parameters, run.clip)
@@ -172,7 +178,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.ema.update(self.step)
         self.step += 1
-        self.meter.add(found, norm, lr, self.config.data.batch, time.perf_counter() - began)
+        self.meter.add(found, norm, lr, self.config.data.batch, time.perf_counter() - clock)
         self.watch.stepped(self.step)
         return stopped > 0
 
@@ -206,6 +212,7 @@ class Trainer:
             self.student.eval()
             with self.ema.applied():
                 found = look(self.task, self.held_out, self.feed.micro)
+                self.processes.settle(self.student)
             self.student.train()
             self.watch.logged("validation", self.step, found.measures)
             if journal is not None:
