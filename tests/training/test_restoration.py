@@ -104,7 +104,12 @@ def test_distillation_begins_when_it_should(
 def test_gradients_reach_the_student_and_no_teacher(tmp_path: Path, gamma: float) -> None:
     """At γ = 0 the prior's two layers learn from the text loss alone."""
     model = {"gamma_init": gamma, "drop_path_rate": 0.0}
-    task = task_of(tmp_path, model=model, distillation={"match": "project"})
+    # At 128 × 128 every attention has several keys to choose from.
+    task = task_of(tmp_path, model=model, distillation={"match": "project"}, data={"crop": 128})
+    with torch.no_grad():  # no zero of an initialisation hides a path
+        for name, parameter in task.student.named_parameters():
+            if not name.endswith("gamma"):
+                parameter.add_(torch.randn_like(parameter), alpha=0.03)
     parts = task.parts(task.example(2), PROGRESS)
     torch.stack([part for name, part in parts.items() if name != "text"]).sum().backward()
     for name, parameter in task.student.named_parameters():
@@ -186,7 +191,7 @@ def tiny(path: Path, tmp_path: Path) -> TrainingConfig:
     """A shipped configuration at sizes for a test; its own choices stay."""
     values = read(path).to_dict()
     for name, sections in configuration(tmp_path).to_dict().items():
-        if name in ("log", "checkpoint"):
+        if name == "log":
             values[name] = sections
     values["run"] |= {"output": str(tmp_path / "run"), "epochs": 10, "device": "cpu"}
     values["data"] |= {
@@ -208,13 +213,15 @@ def _small_encoders(values: dict[str, Any]) -> dict[str, Any]:
     """Networks of a few thousand parameters in the place of those of many millions."""
     imagenet = "imagenet:test_resnet"
     values["text"]["encoder"] = tiny_clip.KIND
-    kind, teacher = values["model"].get("prior_encoder"), values["distillation"]["teacher"]
+    values["losses"]["perceptual_kind"] = imagenet
+    network = TrainingConfig.from_dict(values).model.network()
+    kind, teacher = getattr(network, "prior_encoder", None), values["distillation"]["teacher"]
     if kind is not None:
         values["model"]["prior_width"] = 16
         if kind.startswith("clip:"):
             values["model"] |= {"prior_encoder": tiny_clip.KIND, "prior_dim": 16}
         elif kind.startswith("imagenet:"):
-            values["model"] |= {"prior_encoder": imagenet, "prior_dim": 384}
+            values["model"] |= {"prior_encoder": imagenet, "prior_dim": 96}
     if teacher.startswith("imagenet:"):
         small = "imagenet:test_vit" if "vit" in teacher else imagenet
         values["distillation"]["teacher"] = small
@@ -226,8 +233,9 @@ def _small_encoders(values: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("path", ABLATIONS, ids=[path.stem for path in ABLATIONS])
 def test_every_ablation_runs_ten_steps(path: Path, tmp_path: Path) -> None:
     config = tiny(path, tmp_path)
-    before = [p.clone() for p in RestorationTask(config).student.parameters()]
-    assert trainer_of(config).fit().step == 10
+    trainer = trainer_of(config)
+    before = {name: tensor.clone() for name, tensor in trainer.student.state_dict().items()}
+    assert trainer.fit().step == 10
     records = read_log(tmp_path / "run" / "log.jsonl")
     parts = {
         "smooth_l1": True,
@@ -240,5 +248,7 @@ def test_every_ablation_runs_ten_steps(path: Path, tmp_path: Path) -> None:
     assert records[-1]["parts"].keys() == {name for name, there in parts.items() if there}
     late = config.distillation.weight > 0 and config.distillation.start > 0
     assert ("distillation" in records[0]["parts"]) == (parts["distillation"] and not late)
-    after: list[Tensor] = list(pretrained(tmp_path / "run" / "model").parameters())
-    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=False))
+    after = pretrained(tmp_path / "run" / "model").state_dict()
+    # Not all learn: an attention to a single key, or the choice of a single kernel, cannot.
+    moved = [not torch.equal(tensor, before[f"network.{name}"]) for name, tensor in after.items()]
+    assert sum(moved) > 0.8 * len(moved)
