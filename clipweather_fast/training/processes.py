@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
@@ -26,6 +25,7 @@ class Processes:
 
     def __init__(self, section: RunSection) -> None:
         from accelerate import Accelerator
+        from accelerate.utils import parse_flag_from_env
 
         self.section = section
         if section.threads is not None:
@@ -40,7 +40,7 @@ class Processes:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         # accelerate knows FSDP on GPUs only, so the sharding itself is PyTorch's.
-        asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+        asked = parse_flag_from_env("ACCELERATE_USE_FSDP")
         self.sharded = self.world > 1 and (section.sharding == "fsdp" or asked)
 
     # ---- the student -----------------------------------------------------------------------
