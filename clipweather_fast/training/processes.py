@@ -59,22 +59,21 @@ class Processes:
 
     def _sharded(self, student: nn.Module) -> nn.Module:
         """FSDP: every element of a module list is gathered on its own, the rest at once."""
+        from accelerate.utils import convert_outputs_to_fp32
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world,))
-        low = self.section.precision == "bfloat16"
-        policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if low else None,
-            reduce_dtype=torch.float32,
-            output_dtype=torch.float32 if low else None,
-            cast_forward_inputs=False,
-        )
         for module in list(student.modules()):
             if isinstance(module, nn.ModuleList):
                 for unit in module:
-                    fully_shard(unit, mesh=mesh, mp_policy=policy)
-        fully_shard(student, mesh=mesh, mp_policy=policy)
+                    fully_shard(unit, mesh=mesh)
+        fully_shard(student, mesh=mesh)
+        if self.section.precision == "bfloat16":
+            # As accelerate does it for a student that is not sharded.
+            student.forward = convert_outputs_to_fp32(  # type: ignore[method-assign]
+                torch.autocast(self.device.type, torch.bfloat16)(student.forward)
+            )
         return student
 
     def settle(self, student: nn.Module) -> None:
@@ -99,10 +98,10 @@ class Processes:
     def clipped(self, parameters: Sequence[Tensor], largest: float | None) -> float:
         """The norm of the whole gradient, which is scaled down to ``largest`` if it is above."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        norm = torch.nn.utils.get_total_norm(gradients)
         if largest is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
-        return float(norm)
+        return float(whole(norm))
 
     # ---- between processes -----------------------------------------------------------------
 

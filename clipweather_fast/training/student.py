@@ -68,12 +68,12 @@ class Student(nn.Module):
         if features is None:
             y = network(image, prior)
             if self.projections is not None:
-                # Parameters that no gradient reaches yet would confuse DDP.
-                unused = [p.sum() for p in self.projections.parameters()]
+                # Layers that are not used yet, which would confuse DDP, on nothing.
+                unused = [p(y.new_zeros(1, p.in_channels, 1, 1)).sum() for p in self._layers()]
                 y = y + 0.0 * torch.stack(unused).sum()
         else:
             y, residuals = network(image, prior, True)
-            match: Any = "pool" if self.projections is None else list(self.projections)
+            match: Any = "pool" if self.projections is None else self._layers()
             found["distillation"] = residual_distillation(
                 residuals, self.places, *features, match=match, **self.distillation
             )
@@ -82,3 +82,6 @@ class Student(nn.Module):
             head = cast(nn.Module, network.prior_head)
             found["projected"] = head(cast(Tensor, prior))
         return found
+
+    def _layers(self) -> list[nn.Conv2d]:
+        return [cast(nn.Conv2d, layer) for layer in self.projections or ()]
