@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 
 from clipweather_fast.restore.aside import written_aside
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "occupied"]
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
@@ -106,10 +108,29 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """The folder as one process's own. The system ends this with the process, however it ends.
+
+    Raises:
+        ValueError: if another process has it.
+    """
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            # A record lock: processes that read pictures do not inherit it, nor keep it.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(f"another process trains in {folder}") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def _synchronise(folder: Path) -> None:
-    """Brings a folder's names to the disk, where the system can."""
-    if os.name != "posix":
-        return
+    """Brings a folder's names to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

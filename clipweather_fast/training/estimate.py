@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from clipweather_fast.training.config import TrainingConfig
 from clipweather_fast.training.processes import Processes
 from clipweather_fast.training.task import Progress, Task
-from clipweather_fast.training.watch import memory_mib
 
 __all__ = ["Estimate", "estimate"]
+
+#: Pictures in a micro-batch that a processor tries.
+MOST_TRIED = 2
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,10 @@ class Estimate:
         weights, gradients, optimizer, average, frozen_weights: bytes, as they are kept all the
             time.
         kept: bytes that a micro-batch keeps for its gradient, counted during a forward pass.
-        peak_mib: the most memory that was held while this was found out.
-        seconds: of a step of the optimizer, without the reading of pictures; pictures in a step.
+        seconds: of a step of the optimizer, without the reading of pictures.
+        pictures: in a step, over all processes.
+        tried: pictures in the micro-batch that was tried; a processor's are few, and what depends
+            on their number was multiplied.
     """
 
     trained: int
@@ -37,9 +41,9 @@ class Estimate:
     average: int
     frozen_weights: int
     kept: int
-    peak_mib: float
     seconds: float
     pictures: int
+    tried: int
 
     def __str__(self) -> str:
         counts = [f"trained {self.trained:,}"]
@@ -56,9 +60,10 @@ class Estimate:
         return "\n".join(
             [
                 f"parameters: {', '.join(counts)}",
-                f"memory: {_mib(sum(named.values()))} ({memory}); peak {self.peak_mib:,.0f} MiB",
+                f"memory: {_mib(sum(named.values()))} ({memory})",
                 f"time: {self.seconds:.3g} s per step of {self.pictures} pictures "
-                f"({self.pictures / self.seconds:.3g} pictures/s), reading them not counted",
+                f"({self.pictures / self.seconds:.3g} pictures/s), reading them not counted; "
+                f"tried with {self.tried}",
             ]
         )
 
@@ -76,7 +81,8 @@ def estimate(task: Task, config: TrainingConfig, steps: int = 2) -> Estimate:
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=1e-9, fused=not processes.sharded)
     micro = max(1, config.data.batch // (config.run.accumulate * processes.world))
-    batch = task.example(micro)
+    tried = micro if processes.device.type == "cuda" else min(micro, MOST_TRIED)
+    batch = task.example(tried)
     # The last epoch has every term.
     progress = Progress(0, config.run.epochs, config.run.epochs - 1, config.run.epochs)
     seconds: list[float] = []
@@ -91,12 +97,14 @@ def estimate(task: Task, config: TrainingConfig, steps: int = 2) -> Estimate:
         else:
             parts = task.parts(batch, progress)
         processes.accelerator.backward(torch.stack(list(parts.values())).sum())
+        _synchronise(processes.device)
         halfway = time.perf_counter()
         optimizer.step()
         optimizer.zero_grad()
         _synchronise(processes.device)
         ended = time.perf_counter()
-        seconds.append((halfway - began) * config.run.accumulate + ended - halfway)
+        passes = config.run.accumulate * micro / tried
+        seconds.append((halfway - began) * passes + ended - halfway)
     frozen = {name: _size(module) for name, module in task.frozen.items()}
     weights = sum(p.numel() * p.element_size() for p in student.parameters())
     learnt = sum(p.numel() * p.element_size() for p in parameters)
@@ -108,10 +116,10 @@ def estimate(task: Task, config: TrainingConfig, steps: int = 2) -> Estimate:
         optimizer=2 * learnt,
         average=weights,
         frozen_weights=sum(size for _, size in frozen.values()),
-        kept=kept,
-        peak_mib=memory_mib(processes.device),
+        kept=kept * micro // tried,
         seconds=min(seconds[1:]),
         pictures=config.data.batch,
+        tried=tried,
     )
 
 

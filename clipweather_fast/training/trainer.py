@@ -6,7 +6,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipweather_fast.restore.aside import written_aside
-from clipweather_fast.training.checkpoint import Checkpoints
+from clipweather_fast.training.checkpoint import Checkpoints, occupied
 from clipweather_fast.training.config import TrainingConfig, written
 from clipweather_fast.training.ema import Ema
 from clipweather_fast.training.feed import Feed, Samples
@@ -115,7 +115,15 @@ class Trainer:
         Raises:
             NonFiniteLoss: see there; the last checkpoint is as it was.
             OSError: if the last checkpoint cannot be written.
+            ValueError: if another process trains in ``run.output``, or a run there cannot go on.
         """
+        with ExitStack() as stack:
+            if self.processes.main:
+                self.output.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(occupied(self.output))
+            return self._fit()
+
+    def _fit(self) -> Outcome:
         self._resume()
         begin = self.step
         journal = self._journal() if self.processes.main else None
@@ -185,7 +193,6 @@ class Trainer:
     # ---- what is reported ------------------------------------------------------------------
 
     def _journal(self) -> Journal:
-        self.output.mkdir(parents=True, exist_ok=True)
         settings = self.config.to_dict()
         with written_aside(self.output / "config.yaml") as file:
             file.write(written(self.config).encode())

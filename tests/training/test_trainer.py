@@ -185,6 +185,26 @@ def test_other_settings_do_not_go_on(tmp_path: Path) -> None:
     assert trainer_of(allowed).fit().step == 15
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    holding = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX);"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, str(folder / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=r"another process trains in .*run"):
+            trainer_of(configuration(tmp_path)).fit()
+        other.kill()
+    assert trainer_of(configuration(tmp_path)).fit().finished
+
+
 def test_a_finished_run_is_finished(tmp_path: Path) -> None:
     trainer_of(configuration(tmp_path)).fit()
     before = last_state(tmp_path / "run")
