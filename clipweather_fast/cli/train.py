@@ -22,9 +22,7 @@ def train(
     ],
     changes: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="SECTION.KEY=VALUE", help="Settings to change.", show_default=False
-        ),
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings to change.", show_default=False),
     ] = None,
     dry_run: Annotated[
         bool,

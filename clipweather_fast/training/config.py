@@ -179,5 +179,5 @@ def _mapping(content: Any, where: str) -> dict[str, Any]:
 def _model_values(content: Any) -> dict[str, Any]:
     """The model's section with the network's own fields under ``fields``."""
     values = _mapping(content, "model")
-    own = {key: values.pop(key) for key in ("name", "weights") if key in values}
+    own: dict[str, Any] = {key: values.pop(key) for key in ("name", "weights") if key in values}
     return {**own, "fields": values}

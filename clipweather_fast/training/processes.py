@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -71,9 +71,8 @@ class Processes:
         fully_shard(student, mesh=mesh)
         if self.section.precision == "bfloat16":
             # As accelerate does it for a student that is not sharded.
-            student.forward = convert_outputs_to_fp32(  # type: ignore[method-assign]
-                torch.autocast(self.device.type, torch.bfloat16)(student.forward)
-            )
+            low = torch.autocast(self.device.type, torch.bfloat16)
+            student.forward = convert_outputs_to_fp32(low(student.forward))
         return student
 
     def settle(self, student: nn.Module) -> None:
@@ -91,9 +90,11 @@ class Processes:
             cast(Any, student).set_requires_gradient_sync(last)
             yield
             return
-        several = isinstance(student, nn.parallel.DistributedDataParallel)
-        with student.no_sync() if several and not last else nullcontext():
-            yield
+        if isinstance(student, nn.parallel.DistributedDataParallel) and not last:
+            with student.no_sync():
+                yield
+            return
+        yield
 
     def clipped(self, parameters: Sequence[Tensor], largest: float | None) -> float:
         """The norm of the whole gradient, which is scaled down to ``largest`` if it is above."""

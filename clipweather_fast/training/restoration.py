@@ -189,7 +189,7 @@ class RestorationTask:
         """The batch on the student's device, with "image" and "truth" in float32."""
         device = next(self.student.parameters()).device
         weather, seeds = batch["weather"], batch.get("seed")
-        pictures = {name: batch[name] for name in ("image", "truth") if name in batch}
+        pictures: Batch = {name: batch[name] for name in ("image", "truth") if name in batch}
         made: Batch = to_unit_range(pictures, device)
         if seeds is not None:
             section = self.config.synthesis

@@ -308,8 +308,8 @@ class Trainer:
         try:
             yield caught
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for caught_number, handler in before.items():
+                signal.signal(caught_number, handler)
 
 
 def _scalar(value: Tensor) -> Tensor:
