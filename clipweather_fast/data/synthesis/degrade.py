@@ -8,15 +8,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from clipweather_fast.clip.text import WEATHERS
 from clipweather_fast.data.synthesis.rain import Rain, rained
 from clipweather_fast.data.synthesis.raindrops import Raindrops, spattered
 from clipweather_fast.data.synthesis.random_numbers import key
 from clipweather_fast.data.synthesis.snow import Snow, fallen
 
 __all__ = ["WEATHERS", "Weather", "degrade", "parameters", "rain", "raindrops", "snow"]
-
-#: Names, in the order of their numbers.
-WEATHERS = ("snow", "rain", "raindrop")
 
 #: What was drawn for one picture.
 Weather: TypeAlias = Snow | Rain | Raindrops

@@ -72,7 +72,7 @@ class Haze:
         return cls(
             beta=beta,
             airlight=(gray - tint, gray, min(1.0, gray + tint)),
-            near=draw.between(0.05, 0.6),
+            near=draw.between(0.05, 0.95),
             slope=slope / whole,
             unevenness=unevenness / whole,
             guidance=guidance / whole,

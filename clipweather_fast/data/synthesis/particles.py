@@ -15,8 +15,8 @@ from clipweather_fast.data.synthesis.random_numbers import uniform
 
 __all__ = ["Canvas", "column", "counts", "scattered"]
 
-#: Values of patches held at once; bounds the memory of large pictures.
-MOST_VALUES = 1 << 22
+#: Values of patches held at once, on the processor and on a GPU: a bound of the memory.
+MOST_VALUES, MOST_VALUES_GPU = 1 << 22, 1 << 25
 
 
 class Canvas:
@@ -94,7 +94,8 @@ def scattered(
         return
     drawn = uniform(keys, channels, most, device)
     exists = torch.arange(most, device=device) < torch.tensor(numbers).to(device)[:, None]
-    step = max(1, MOST_VALUES // max(1, patch * len(keys)))
+    values = MOST_VALUES if device.type == "cpu" else MOST_VALUES_GPU
+    step = max(1, values // max(1, patch * len(keys)))
     for begin in range(0, most, step):
         end = begin + step
         yield drawn[:, :, begin:end], exists[:, begin:end].to(torch.float32)

@@ -106,13 +106,13 @@ class Rain:
                     angle=angle + draw.between(-0.05, 0.05),
                 )
             )
-        beta = draw.between(0.5, 1.8) if draw.chance(0.9) else draw.between(0.0, 0.4)
+        beta = draw.between(0.4, 1.5) if draw.chance(0.9) else draw.between(0.0, 0.4)
         return cls(
             amount=amount,
             scale=scale,
             screen=draw.unit(),
             layers=tuple(layers),
-            haze=Haze.drawn(key(seed, "rain haze"), size, strength * beta, (0.5, 0.92)),
+            haze=Haze.drawn(key(seed, "rain haze"), size, strength * beta, (0.5, 0.98)),
         )
 
 

@@ -54,10 +54,10 @@ class DropLayer:
 
 #: name, drops per 10,000 pixels (light and heavy), radii, height over width at most
 LAYERS = (
-    ("spray", (1.0, 18.0), (1.3, 3.5), 1.7),
-    ("small", (0.9, 8.0), (3.5, 9.0), 1.7),
-    ("middle", (0.5, 2.6), (8.0, 17.0), 1.6),
-    ("large", (0.08, 0.55), (16.0, 34.0), 1.4),
+    ("spray", (1.5, 20.0), (1.3, 3.5), 1.7),
+    ("small", (1.5, 9.0), (3.5, 9.0), 1.7),
+    ("middle", (0.7, 3.0), (8.0, 17.0), 1.6),
+    ("large", (0.1, 0.6), (16.0, 34.0), 1.4),
 )
 
 
@@ -111,7 +111,7 @@ class Raindrops:
         return cls(
             amount=amount,
             scale=scale,
-            opacity=draw.between(0.75, 1.0),
+            opacity=draw.between(0.8, 1.0),
             view=draw.scaled(20.0, 260.0) * scale,
             blur=draw.unit(),
             gain=draw.between(0.7, 1.25),

@@ -9,6 +9,7 @@ holds exactly.
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Sequence
 
@@ -49,7 +50,7 @@ def key(seed: int, *words: str | int) -> int:
     seed &= 0xFFFFFFFFFFFFFFFF
     found = _mixed((seed & _MASK) ^ _mixed((seed >> 32) ^ _GOLDEN))
     for word in words:
-        number = zlib.crc32(word.encode()) if isinstance(word, str) else word
+        number = zlib.crc32(os.fsencode(word)) if isinstance(word, str) else word
         found = _mixed((found + _GOLDEN + (number & _MASK)) & _MASK)
     return found
 
