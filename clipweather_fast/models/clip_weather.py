@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from clipweather_fast.models._conv_decoder import ConvDecoder
+from clipweather_fast.models._conv_decoder import ConvDecoder, Detail
 from clipweather_fast.models._encoder import Encoder, ResidualPlace
 from clipweather_fast.models._prior_embedding import PriorEmbedding, PriorHead
 from clipweather_fast.models.config import ClipWeatherConfig
@@ -42,6 +42,8 @@ class ClipWeather(RestorationNetwork):
         self.encoder = Encoder(config, self._feed_forward, intra_patch=config.intra_patch)
         self.prior_embedding = PriorEmbedding(config)
         self.decoder = ConvDecoder(config.dims, config.decoder_tail)
+        if config.detail_channels:
+            self.detail = Detail(config.decoder_tail[1], config.detail_channels)
         self._frozen: list[nn.Module] = []
         if config.uses_prior:
             self.prior_head = PriorHead(config)
@@ -77,7 +79,10 @@ class ClipWeather(RestorationNetwork):
     ) -> Tensor:
         stages = self.encoder(picture, residuals)
         deepest = self.prior_embedding(stages[3], self._projected(prior, picture.shape[0]))
-        y = torch.tanh(self.decoder(stages, deepest))
+        features = self.decoder.features(stages, deepest)
+        if self.config.detail_channels:
+            features = self.detail(features, picture)
+        y = torch.tanh(self.decoder.conv_output(features))
         return y + (picture + 1) / 2 if self.config.residual_output else y
 
     def _projected(self, prior: Tensor | None, n: int) -> Tensor | None:

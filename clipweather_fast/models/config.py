@@ -188,6 +188,8 @@ class ClipWeatherConfig(NetworkConfig):
         gamma_init: γ at the start. At 0 the prior has no influence until γ has learned.
         residual_output: whether the picture is added to what the network computes; a new network
             then gives back what it gets. The paper's computes the picture itself.
+        detail_channels: width of a branch at full resolution that shows the decoder's features the
+            picture; 0: there is none, as in the paper's.
     """
 
     architecture: ClassVar[str] = "ClipWeather"
@@ -213,6 +215,7 @@ class ClipWeatherConfig(NetworkConfig):
     prior_fuse: str = "sum"
     gamma_init: float = 0.0
     residual_output: bool = False
+    detail_channels: int = 0
 
     @property
     def uses_prior(self) -> bool:
@@ -226,7 +229,7 @@ class ClipWeatherConfig(NetworkConfig):
 
     def _check(self) -> None:
         super()._check()
-        self._require_flags("residual_output")
+        self._check_output()
         self._check_sar()
         self._check_prior()
 
@@ -238,6 +241,12 @@ class ClipWeatherConfig(NetworkConfig):
         self._require_word("sar_gate", "softmax", "sigmoid")
         self._require_word("sar_arrangement", "parallel", "sequential", "direct")
         self._require_word("sar_sign", 1, -1)
+
+    def _check_output(self) -> None:
+        self._require_flags("residual_output")
+        channels = self.detail_channels
+        absent = channels == 0 and not isinstance(channels, bool)
+        self._require("detail_channels", absent or _count(channels), f"0 or {COUNT}")
 
     def _check_prior(self) -> None:
         kind, weights = self.prior_encoder, self.prior_weights

@@ -187,16 +187,22 @@ def clipweather_small() -> ClipWeatherConfig:
 
 @register_model
 def clipweather_tiny() -> ClipWeatherConfig:
-    """For processors and cameras: under 3 million parameters, and a small prior encoder."""
+    """For processors and cameras: under 3 million parameters, and a small prior encoder.
+
+    What the paper's width does for fine edges, a branch at full resolution does here, and the
+    network computes what to add to the picture.
+    """
     return ClipWeatherConfig(
-        dims=(16, 32, 80, 128),
+        dims=(32, 48, 80, 128),
         reductions=(8, 4, 2, 1),
-        decoder_tail=(8, 8),
+        decoder_tail=(16, 8),
         prior_encoder="convolutional:128",
         prior_weights=None,
         prior_dim=128,
         prior_tokens=16,
-        prior_blocks=2,
+        prior_blocks=1,
+        residual_output=True,
+        detail_channels=16,
     )
 
 
