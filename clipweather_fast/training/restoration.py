@@ -154,7 +154,8 @@ class RestorationTask:
         if section.ssim:
             parts["ssim"] = section.ssim * losses.ssim_loss(y, truth)
         if section.psnr:
-            parts["psnr"] = section.psnr * losses.psnr_loss(y, truth)
+            soft = section.psnr_softening
+            parts["psnr"] = section.psnr * losses.psnr_loss(y, truth, softening=soft)
         return parts
 
     def _distils(self, progress: Progress) -> bool:

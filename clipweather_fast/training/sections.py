@@ -214,6 +214,7 @@ class LossesSection(_Checked):
 
     Attributes:
         smooth_l1, perceptual, ssim, psnr: of the restored picture.
+        psnr_softening: see :func:`clipweather_fast.losses.psnr_loss`.
         perceptual_kind, perceptual_weights: the network that compares, and where its weights are.
     """
 
@@ -223,11 +224,12 @@ class LossesSection(_Checked):
     perceptual: float = 0.04
     ssim: float = 0.1
     psnr: float = 0.01
+    psnr_softening: float = 0.0
     perceptual_kind: str = "vgg16"
     perceptual_weights: str | None = None
 
     def __post_init__(self) -> None:
-        self._require_at_least(0, "smooth_l1", "perceptual", "ssim", "psnr")
+        self._require_at_least(0, "smooth_l1", "perceptual", "ssim", "psnr", "psnr_softening")
         total = self.smooth_l1 + self.perceptual + self.ssim + self.psnr
         self._require("smooth_l1", total > 0, "above 0 where all other terms are 0")
 
