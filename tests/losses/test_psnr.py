@@ -54,6 +54,19 @@ def test_the_gradient_is_the_error_s_over_the_error() -> None:
     torch.testing.assert_close(grad, expected * 10 / math.log(10) / error.detach() / 40)
 
 
+def test_softening_bounds_what_a_nearly_right_picture_weighs() -> None:
+    truth = torch.zeros(1, 3, 4, 4, dtype=torch.float64)
+    y = torch.full_like(truth, 1e-3).requires_grad_()
+    loss = psnr_loss(y, truth, softening=1e-3)
+    error = 1e-6
+    assert loss.item() == pytest.approx(1 + 10 * math.log10(error + 1e-3) / 40)
+    (gradient,) = torch.autograd.grad(loss, y)
+    slope = 10 / math.log(10) / 40 / (error + 1e-3)
+    torch.testing.assert_close(gradient, torch.full_like(y, slope * 2e-3 / y.numel()))
+    with pytest.raises(ValueError, match="softening must be 0 or more, got -1"):
+        psnr_loss(y, truth, softening=-1.0)
+
+
 def test_wrong_arguments_are_named() -> None:
     y = torch.rand(1, 3, 4, 4)
     with pytest.raises(ValueError, match=r"reduction must be one of .*got 'sum'"):
