@@ -69,7 +69,7 @@ int64_t key_elements(const AttentionSizes& size) {
 }
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     reduced_kv_attention_backward_q_kernel(const T* __restrict__ grad,  // (N, Lq, heads, d)
                                            const T* __restrict__ q,    // (N, Lq, heads, d), strided
                                            const T* __restrict__ k,    // (N, Lk, heads, d), strided
@@ -162,16 +162,17 @@ __global__ void __launch_bounds__(Tile::kThreads)
 
 // Block: (key tile, run, head), key tiles fastest: neighbours read the same queries.
 template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads) reduced_kv_attention_backward_kv_kernel(
-    const T* __restrict__ grad,    // (N, Lq, heads, d)
-    const T* __restrict__ q,       // (N, Lq, heads, d), strided
-    const T* __restrict__ k,       // (N, Lk, heads, d), strided
-    const T* __restrict__ v,       // (N, Lk, heads, d), strided
-    T* __restrict__ grad_k,        // (N, Lk, heads, d); written where there is one run
-    T* __restrict__ grad_v,        // likewise
-    float* __restrict__ partials,  // (2, runs, N, Lk, heads, d) of grad_k, grad_v; else
-    const RowNumbers numbers, const AttentionSizes size, const Runs runs, const float factor,
-    const bool wide) {
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+    reduced_kv_attention_backward_kv_kernel(
+        const T* __restrict__ grad,    // (N, Lq, heads, d)
+        const T* __restrict__ q,       // (N, Lq, heads, d), strided
+        const T* __restrict__ k,       // (N, Lk, heads, d), strided
+        const T* __restrict__ v,       // (N, Lk, heads, d), strided
+        T* __restrict__ grad_k,        // (N, Lk, heads, d); written where there is one run
+        T* __restrict__ grad_v,        // likewise
+        float* __restrict__ partials,  // (2, runs, N, Lk, heads, d) of grad_k, grad_v; else
+        const RowNumbers numbers, const AttentionSizes size, const Runs runs, const float factor,
+        const bool wide) {
   CLIPWEATHER_DYNAMIC_SHARED(float, k_tile);
   float* const v_tile = k_tile + Tile::kOwnedFloats;
   float* const q_tile = v_tile + Tile::kOwnedFloats;
@@ -293,13 +294,13 @@ void launch_backward(const AttentionCudaBackwardArgs& args, const CudaContext& c
   constexpr std::size_t kShared = kBackwardFloats<Tile> * sizeof(float);
 
   const auto by_queries = reduced_kv_attention_backward_q_kernel<T, Tile>;
-  allow_shared(by_queries, kBackwardFloats<Tile>, "reduced_kv_attention_backward_q");
+  allow_shared<kBackwardFloats<Tile>>(by_queries, "reduced_kv_attention_backward_q");
   launch("reduced_kv_attention_backward_q", by_queries,
          dim3(grid_of(heads * ceil_div(size.queries, Tile::kOwned))), Tile::kThreads, kShared,
          stream, grad, q, k, v, static_cast<const T*>(args.out), args.lse,
          static_cast<T*>(args.grad_q), numbers, size, factor, wide);
   const auto by_keys = reduced_kv_attention_backward_kv_kernel<T, Tile>;
-  allow_shared(by_keys, kBackwardFloats<Tile>, "reduced_kv_attention_backward_kv");
+  allow_shared<kBackwardFloats<Tile>>(by_keys, "reduced_kv_attention_backward_kv");
   launch("reduced_kv_attention_backward_kv", by_keys,
          dim3(grid_of(heads * runs.count * ceil_div(size.keys, Tile::kOwned))), Tile::kThreads,
          kShared, stream, grad, q, k, v, grad_k, grad_v, partials, numbers, size, runs, factor,

@@ -2,15 +2,15 @@
 //
 // A block owns 64 queries of one head (32 where d > 160), stages 64 to 16 keys and values at a time
 // in shared memory as floats, and keeps a running maximum and sum of every row (online softmax);
-// few keys are one tile, and then nothing is ever rescaled. A thread multiplies 4 queries by 4
+// few keys are one tile, and then nothing is ever rescaled. A thread multiplies 4 queries by 4 to 1
 // keys, and sums 4 rows by d / 16 columns; weights pass through shared memory between the threads
-// of one half warp. At 4 x 4 a step of four products reads 8 vectors for 64 FMA, so FMA issue and
-// shared memory bandwidth bound it about equally: by arithmetic at most 30 TFLOP/s in fp32 on an
-// H100 (half its fp32 peak), for 16-bit types the same, where tensor cores reach many times that.
-// Not measured yet.
+// of one half warp.
 //
-// A tile of 64 rows at d = 64 takes 68 KiB of shared memory: three blocks a multiprocessor on
-// sm_90. The largest tiles stay below 99 KiB, which is all that sm_86, sm_89 and sm_120 have.
+// Predicted, not measured: with 4 x 4 products a step reads 8 vectors for 64 FMA, so FMA issue and
+// shared memory bound it about equally, at roughly half the fp32 peak (30 TFLOP/s on an H100), for
+// 16-bit types no faster. Tensor cores reach many times that in 16 bits: the Triton kernel should
+// win there. At d = 64 a block takes 68 KiB and 128 registers a thread: two blocks a
+// multiprocessor.
 #include "reduced_kv_attention/reduced_kv_attention_cuda.h"
 #include "reduced_kv_attention/reduced_kv_attention_tiles.h"
 
@@ -29,7 +29,7 @@ inline constexpr int kForwardFloats =
     Tile::kOwnedFloats + 2 * Tile::kStreamedFloats + Tile::kWeightFloats;
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     reduced_kv_attention_forward_kernel(const T* __restrict__ q,  // (N, Lq, heads, d), strided
                                         const T* __restrict__ k,  // (N, Lk, heads, d), strided
                                         const T* __restrict__ v,  // (N, Lk, heads, d), strided
@@ -117,7 +117,7 @@ void launch_reduced_kv_attention_forward(const AttentionCudaForwardArgs& args,
     for_padded_dim(size.d, [&](auto dim) {
       using Tile = ForwardTile<dim()>;
       const auto kernel = reduced_kv_attention_forward_kernel<T, Tile>;
-      allow_shared(kernel, kForwardFloats<Tile>, "reduced_kv_attention_forward");
+      allow_shared<kForwardFloats<Tile>>(kernel, "reduced_kv_attention_forward");
       launch("reduced_kv_attention_forward", kernel,
              dim3(grid_of(heads * ceil_div(size.queries, Tile::kOwned))), Tile::kThreads,
              kForwardFloats<Tile> * sizeof(float), static_cast<cudaStream_t>(context.stream),

@@ -33,6 +33,11 @@ struct AttentionTile {
   // Columns of d a thread sums, in groups of neighbours.
   static constexpr int kSums = kDim / kAcross;
   static constexpr int kVector = kSums % 4 == 0 ? 4 : kSums % 2 == 0 ? 2 : 1;
+  // Of these, summed over a tile at a time.
+  static constexpr int kGroup = kSums > 10 ? 8 : kSums;
+  // Blocks a multiprocessor should hold: what bounds registers to 128 or 168.
+  static constexpr int kBlocks = kThreads > 128 ? 2 : 3;
+  static_assert(kSums % kGroup == 0 && kGroup % kVector == 0, "");
   static_assert(kDim % kAcross == 0 && kStreamed % kAcross == 0 && kOwned % kRows == 0, "");
   static_assert(kThreads % kWarpSize == 0, "whole warps");
 };
@@ -73,14 +78,14 @@ __device__ __forceinline__ void stage(const Rows<const T>& rows, int64_t row, in
   const T* const from = rows.at(row);
   if (wide) {
     constexpr int kGroups = Tile::kDim / 4;
-#pragma unroll 4
+#pragma unroll 2
     for (int i = static_cast<int>(threadIdx.x); i < kCount * kGroups; i += Tile::kThreads) {
       const int r = i / kGroups, column = i % kGroups * 4;
       store<4>(to + r * Tile::kStride + column,
                load<4>(from + r * rows.stride + column, r < count && column < d));
     }
   } else {
-#pragma unroll 4
+#pragma unroll 2
     for (int i = static_cast<int>(threadIdx.x); i < kCount * Tile::kDim; i += Tile::kThreads) {
       const int r = i / Tile::kDim, column = i % Tile::kDim;
       to[r * Tile::kStride + column] =
@@ -98,7 +103,7 @@ __device__ __forceinline__ void multiply(const float* own, const float* streamed
   for (int i = 0; i < Tile::kRows; ++i)
 #pragma unroll
     for (int j = 0; j < Tile::kColumns; ++j) products[i][j] = 0.0f;
-#pragma unroll 2  // 4 spills at d = 80 and 160
+#pragma unroll 1  // a step is 8 loads and 64 FMA; more steps at once spill
   for (int k = 0; k < Tile::kDim; k += 4) {
     Lanes<4> a[Tile::kRows], b[Tile::kColumns];
 #pragma unroll
@@ -117,29 +122,39 @@ __device__ __forceinline__ void multiply(const float* own, const float* streamed
 }
 
 // sums[i][c] += sum over streamed rows of weight[i][row] * streamed[row][column(c)]. `weights`
-// begins at the thread's first row; rows from `count` on weigh nothing.
+// begins at the thread's first row; rows from `count` on weigh nothing. A tile is summed apart: one
+// chain over thousands of rows would lose bits that PyTorch's blocked sums keep.
 template <class Tile>
 __device__ __forceinline__ void add_weighted(const float* weights, const float* streamed, int count,
                                              const Seat<Tile>& seat,
                                              float (&sums)[Tile::kRows][Tile::kSums]) {
-  constexpr int V = Tile::kVector;
+  constexpr int V = Tile::kVector, kGroup = Tile::kGroup;
+#pragma unroll
+  for (int first = 0; first < Tile::kSums; first += kGroup) {
+    float part[Tile::kRows][kGroup] = {};
 #pragma unroll 1
-  for (int row = 0; row < count; row += 4) {
-    Lanes<4> w[Tile::kRows];
+    for (int row = 0; row < count; row += 4) {
+      Lanes<4> w[Tile::kRows];
+#pragma unroll
+      for (int i = 0; i < Tile::kRows; ++i)
+        w[i] = load_shared<4>(weights + i * Tile::kWeightStride + row);
+#pragma unroll
+      for (int step = 0; step < 4; ++step)
+#pragma unroll
+        for (int c = 0; c < kGroup; c += V) {
+          const Lanes<V> b =
+              load_shared<V>(streamed + (row + step) * Tile::kStride + seat.column(first + c));
+#pragma unroll
+          for (int v = 0; v < V; ++v)
+#pragma unroll
+            for (int i = 0; i < Tile::kRows; ++i)
+              part[i][c + v] = fmaf(w[i].v[step], b.v[v], part[i][c + v]);
+        }
+    }
 #pragma unroll
     for (int i = 0; i < Tile::kRows; ++i)
-      w[i] = load_shared<4>(weights + i * Tile::kWeightStride + row);
 #pragma unroll
-    for (int step = 0; step < 4; ++step)
-#pragma unroll
-      for (int c = 0; c < Tile::kSums; c += V) {
-        const Lanes<V> b = load_shared<V>(streamed + (row + step) * Tile::kStride + seat.column(c));
-#pragma unroll
-        for (int v = 0; v < V; ++v)
-#pragma unroll
-          for (int i = 0; i < Tile::kRows; ++i)
-            sums[i][c + v] = fmaf(w[i].v[step], b.v[v], sums[i][c + v]);
-      }
+      for (int c = 0; c < kGroup; ++c) sums[i][first + c] += part[i][c];
   }
 }
 
@@ -208,11 +223,13 @@ void for_padded_dim(int64_t d, const Body& body) {
   return body(std::integral_constant<int, kMaxHeadDim>{});
 }
 
-// A kernel may use more than 48 KiB of shared memory only if it says so.
-template <class Kernel>
-void allow_shared(Kernel kernel, int floats, const char* name) {
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  floats * static_cast<int>(sizeof(float))),
+// A kernel may use more than 48 KiB of shared memory only if it says so. Not a stream's work, so it
+// may happen while a CUDA graph is captured.
+template <int kFloats, class Kernel>
+void allow_shared(Kernel kernel, const char* name) {
+  constexpr int kBytes = kFloats * static_cast<int>(sizeof(float));
+  static_assert(kBytes <= 99 * 1024, "what a block of sm_86, sm_89 and sm_120 can have");
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
              name);
 }
 
