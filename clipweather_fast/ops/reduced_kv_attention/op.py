@@ -117,9 +117,10 @@ def reduced_kv_attention(
         v: values (N, Lk, heads, d), likewise.
         scale: factor of the scores; None: d^-1/2.
         backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"``; None: the context's or the
-            best. The automatic choice on a GPU with more than 256 keys, and wherever no kernel can
-            run, is PyTorch's ``scaled_dot_product_attention``; ``"reference"`` by name is the
-            definition, scores and all.
+            best. The automatic choice on a GPU is Triton before ``"cuda"``; with more than 256
+            keys there, and wherever no kernel can run, it is PyTorch's
+            ``scaled_dot_product_attention``; ``"reference"`` by name is the definition, scores
+            and all.
 
     Returns:
         (N, Lq, heads, d), contiguous, in the dtype of ``q``; empty where N, Lq or heads is 0.
