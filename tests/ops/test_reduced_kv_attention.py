@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from call import LAYOUTS, output_gradients, results
