@@ -8,6 +8,7 @@ hook on a layer the fused pass does not call, arguments it does not know.
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
@@ -28,6 +29,18 @@ class Accelerated(nn.Module):
 
     original: ClassVar[type[nn.Module]]
     roles: ClassVar[Any]
+    #: What the original's forward calls its tokens and their size.
+    names: ClassVar[tuple[str, ...]]
+
+    def _positional(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call with tokens and size in their places, if they came by their names."""
+        missing = self.names[len(args) :]
+        if not missing or any(name not in kwargs for name in missing):
+            return args, kwargs
+        rest = {name: value for name, value in kwargs.items() if name not in missing}
+        return (*args, *(kwargs[name] for name in missing)), rest
 
     def _fusible(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the fused forward is the original computation for this very call."""
@@ -50,6 +63,7 @@ class AcceleratedMlp(Accelerated):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's arguments and result."""
+        args, kwargs = self._positional(args, kwargs)
         roles = self.roles
         dropout = _child(self, roles.dropout) if roles.dropout else None
         if not self._fusible(args, kwargs) or _dropping(dropout):
@@ -70,6 +84,7 @@ class AcceleratedAttention(Accelerated):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's arguments and result."""
+        args, kwargs = self._positional(args, kwargs)
         if not self._fusible(args, kwargs) or self._dropping() or self._probabilities_wanted():
             return super().forward(*args, **kwargs)
         roles = self.roles
@@ -147,6 +162,7 @@ def _class_for(
         "__module__": __name__,
         "original": original,
         "roles": roles,
+        "names": tuple(signature(original.forward).parameters)[1 : 4 if roles.pair else 3],
     }
     made = type(f"Accelerated{original.__name__}", (kind, original), members)
     return _classes.setdefault(key, cast(type[Accelerated], made))

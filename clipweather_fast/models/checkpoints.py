@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -214,7 +215,7 @@ def save(network: RestorationNetwork, folder: Source) -> None:
 
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    tensors = _apart(network.state_dict())
     text = json.dumps(network.config.to_dict(), indent=2) + "\n"
     classifier = getattr(network, "classifier", None)
     _written_aside(target / WEIGHTS, lambda file: save_file(tensors, file, {"format": "pt"}))
@@ -223,6 +224,19 @@ def save(network: RestorationNetwork, folder: Source) -> None:
     else:
         _written_aside(target / TEXT, classifier.save)
     _written_aside(target / CONFIG, lambda file: Path(file).write_text(text, encoding="utf-8"))
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Dense tensors; those that share their memory (tied ones) once for each name."""
+    tensors: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.contiguous()
+        if tensor.data_ptr() in known:
+            tensor = tensor.clone()
+        known.add(tensor.data_ptr())
+        tensors[name] = tensor
+    return tensors
 
 
 def load_classifier(network: ClipWeather, folder: Path) -> None:
@@ -242,10 +256,14 @@ def load_classifier(network: ClipWeather, folder: Path) -> None:
 
 
 def _written_aside(target: Path, write: Callable[[str], Any]) -> None:
-    # In a folder of its own, and not made in advance: so it gets an ordinary file's permissions.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        aside = os.path.join(folder, target.name)
-        write(aside)
+        aside = Path(folder) / target.name
+        # Writers replace it by a file that its owner alone reads; a checkpoint is an ordinary file.
+        # Asking for the umask would mean to change it for all threads.
+        aside.touch()
+        mode = stat.S_IMODE(aside.stat().st_mode)
+        write(str(aside))
+        aside.chmod(mode)
         os.replace(aside, target)
 
 

@@ -194,6 +194,14 @@ def test_other_kinds_of_numbers_are_refused(dtype: torch.dtype, tmp_path: Path) 
     refused(state, tmp_path, words)
 
 
+def test_tied_parameters_are_saved_once_for_each_name(tmp_path: Path) -> None:
+    network = small()
+    block = network.encoder.block2  # type: ignore[union-attr]
+    block[1].mlp.fc1.weight = block[0].mlp.fc1.weight  # type: ignore[index, union-attr]
+    network.save_pretrained(tmp_path)
+    assert_loaded(ClipWeather.from_pretrained(tmp_path), network.state_dict())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_precisions_are_rounded_to_the_network_s(dtype: torch.dtype, tmp_path: Path) -> None:
     network = small().to(dtype)
