@@ -62,8 +62,13 @@ def _state(who: str, timm: Any, network: Any, weights: Weights) -> dict[str, Ten
         return _in_order(who, state, network)
     classifier = network.pretrained_cfg["classifier"]
     layers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    ends = tuple(f"{layer}." for layer in layers)
-    return {name: value for name, value in state.items() if not name.startswith(ends)}
+    # All of the head that the network is built without: LeViT's has a norm before the classifier.
+    heads, own = {layer.partition(".")[0] for layer in layers}, network.state_dict()
+    return {
+        name: value
+        for name, value in state.items()
+        if name in own or name.partition(".")[0] not in heads
+    }
 
 
 def _repository(who: str, timm: Any, network: Any, tag: str) -> str:

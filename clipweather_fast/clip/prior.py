@@ -107,7 +107,7 @@ class ClipPriorEncoder(PriorEncoder):
         dim: int = model.embed_dim if projected else model.vision["width"]
         super().__init__(kind, dim, model.image_size, CLIP_MEAN, CLIP_STD, frozen=True)
         if not projected:
-            tower.proj = None
+            tower.register_parameter("proj", None)
         self.visual = tower
         self._freeze()
 

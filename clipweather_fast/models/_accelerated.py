@@ -55,7 +55,8 @@ class Accelerated(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         rebuild = (type(self).original, type(self).__mro__[1], self.roles)
-        return _rebuild, rebuild, self.__getstate__()
+        state: Any = self.__getstate__  # the block's own, if it has one
+        return _rebuild, rebuild, state()
 
 
 class AcceleratedMlp(Accelerated):

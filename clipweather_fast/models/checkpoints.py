@@ -99,12 +99,11 @@ def fitting_state(network: nn.Module, path: Source) -> dict[str, Tensor]:
 
 def _inside(network: nn.Module) -> nn.Module:
     """The module that wrappers of modules are around."""
-    wrappers = nn.DataParallel | nn.parallel.DistributedDataParallel
     while True:
         compiled = network._modules.get("_orig_mod")
         if compiled is not None:
             network = compiled
-        elif isinstance(network, wrappers):
+        elif isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             network = network.module
         else:
             return network

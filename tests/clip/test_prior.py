@@ -174,7 +174,7 @@ def test_buffers_that_no_file_holds_are_made() -> None:
     with torch.no_grad():
         features = donor.forward_features(normalised(image, mean, std))
         expected = donor.forward_head(features, pre_logits=True)
-    torch.testing.assert_close(encoder(image), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(image), expected, rtol=1e-4, atol=1e-4)
 
 
 @every_family
