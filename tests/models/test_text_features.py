@@ -12,7 +12,6 @@ import torch
 
 from clipweather_fast.clip import TextFeatures, WeatherClassifier
 from clipweather_fast.models import ClipWeather, TransWeather, create_model
-from clipweather_fast.models.recognition import recognised
 from clipweather_fast.restore import Restorer
 from small_networks import photograph, small
 
@@ -74,9 +73,6 @@ def test_parameters_and_state_dict_stay_the_same() -> None:
     assert "classifier" not in dict(network.named_modules())
     network.load_state_dict(plain.state_dict())
     plain.load_state_dict(network.state_dict())
-    tiny = create_model("clipweather_tiny")
-    tiny.classifier = classifier(width=512)  # type: ignore[assignment]
-    assert recognised(tiny.state_dict()) == "clipweather_tiny"
 
 
 def test_it_goes_with_copies_and_can_be_taken_away(tmp_path: Path) -> None:
