@@ -83,7 +83,7 @@ def export_onnx(
     torch.manual_seed(0)
     samples = [whole.sample(*size) for size in sizes]
     if prior_input:
-        samples += [whole.sample(n, *sides, priors=1) for n, *sides in sizes if n > 1]
+        samples += [whole.sample(n, h, w, priors=1) for n, h, w in sizes if n > 1]
     with torch.inference_mode(False), torch.no_grad(), use_backend("reference"):
         model = _traced(whole, whole.sample(*TRACED_SIZE))
         expected = [whole(*sample) for sample in samples]

@@ -24,7 +24,7 @@ class Turn(NamedTuple):
     def of(cls, frame: av.VideoFrame) -> Turn:
         """What the frame's display matrix asks for, to the nearest quarter of a turn."""
         try:
-            matrix = frame.side_data.get("DISPLAYMATRIX")
+            matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         except ValueError:  # there is something else beside it that PyAV has no name for
             return QUARTERS[round(frame.rotation / 90) % 4]
         if matrix is None:
