@@ -6,7 +6,14 @@ import re
 
 from clipweather_fast.clip.text import WEATHERS
 
-__all__ = ["WEATHERS", "split_in", "weather_in", "weather_of_picture"]
+__all__ = [
+    "OUTDOOR_RAIN",
+    "RAINDROP",
+    "WEATHERS",
+    "split_in",
+    "weather_in",
+    "weather_of_picture",
+]
 
 #: What a word of a folder's name begins with. "rain" includes haze; Test1 is Outdoor-Rain's.
 _BEGINNINGS = {
@@ -15,8 +22,8 @@ _BEGINNINGS = {
     "rain": ("rain", "haz", "fog", "test1", "streak"),
 }
 #: Pictures of Outdoor-Rain (scene, streaks, haze) and of RainDrop, told by their file names.
-_OUTDOOR_RAIN = re.compile(r"im_\d+_s\d+_a\d+")
-_RAINDROP = re.compile(r"\d+_rain(?![a-z])")
+OUTDOOR_RAIN = re.compile(r"im_(\d+)_s\d+_a\d+")
+RAINDROP = re.compile(r"\d+_rain(?![a-z])")
 _SPLIT = re.compile(r"(train|val|test)(?:ing|id|idation|set)?\d*")
 
 
@@ -48,9 +55,9 @@ def weather_of_picture(stem: str) -> str | None:
 
     Snow100K's names have no such mark.
     """
-    if _OUTDOOR_RAIN.match(stem):
+    if OUTDOOR_RAIN.match(stem):
         return "rain"
-    if _RAINDROP.match(stem):
+    if RAINDROP.match(stem):
         return "raindrop"
     return None
 
