@@ -83,6 +83,18 @@ def test_shrinking_shows_more_of_the_photograph(tmp_path: Path) -> None:
     assert sum(step < 2 for step in steps) in range(15, 36)
 
 
+def test_photographs_of_several_kinds_are_held_together(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", height=7, width=9)  # an odd number of bytes
+    deep = np.random.default_rng(0).integers(0, 65536, (8, 9, 3), dtype=np.uint16)
+    write_picture(Picture(deep, "RGB"), tmp_path / "b.png")
+    Image.open(tmp_path / "a.png").quantize(9).save(tmp_path / "c.png")
+    for crop in (3, 12):
+        held = CleanDataset(tmp_path, crop=crop)
+        read = CleanDataset(tmp_path, crop=crop, held_bytes=0)
+        for index in range(3):
+            assert torch.equal(held[index]["truth"], read[index]["truth"])
+
+
 def test_small_photographs_are_mirrored(folder: Path) -> None:
     sample = CleanDataset(folder, crop=64, shrink=3)[0]
     assert sample["truth"].shape == (3, 64, 64)

@@ -16,7 +16,7 @@ def batch(count: int = 4, height: int = 12, width: int = 17) -> dict[str, Any]:
     """Pictures of one colour each, so that every pixel shows whose it is."""
     colours = torch.arange(count, dtype=torch.float32)[:, None, None, None]
     image = colours.expand(count, 3, height, width).clone()
-    weather = torch.tensor([0, 1, 2, -1, 1, 0][:count])
+    weather = torch.tensor([0, 1, 2, -1, 1, 0])[:count]
     return {"image": image, "truth": image + 10, "weather": weather, "index": torch.arange(count)}
 
 

@@ -55,9 +55,9 @@ def test_transweathers_list_with_spaces_comments_and_windows_separators(tmp_path
 
 
 def test_only_the_last_input_of_a_path_becomes_gt(tmp_path: Path) -> None:
-    touch(tmp_path, "input/my inputs/input/input.png", "input/my inputs/gt/input.png")
-    listed(tmp_path, "all.txt", "input/my inputs/input/input.png")
-    assert found(tmp_path)[0][1] == "input/my inputs/gt/input.png"
+    touch(tmp_path, "input/my inputs/input/data/input.png", "input/my inputs/gt/data/input.png")
+    listed(tmp_path, "all.txt", "input/my inputs/input/data/input.png")
+    assert found(tmp_path)[0][1] == "input/my inputs/gt/data/input.png"
 
 
 @pytest.mark.parametrize("between", [" ", "\t", ", ", " ; "])

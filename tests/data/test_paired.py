@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,26 @@ def test_bad_files_and_unequal_sizes_are_named(tmp_path: Path) -> None:
         dataset[2]
     with pytest.raises(DatasetError, match=r"gt/d.png: cannot be decoded"):
         PairDataset(dataset.pairs, crop=None)[3]
+
+
+def test_the_message_survives_a_worker_process(tmp_path: Path) -> None:
+    put(tmp_path, "input/a.png", "gt/a.png")
+    (tmp_path / "gt/a.png").write_text("no picture")
+    loader = DataLoader(PairDataset(find_pairs(tmp_path), crop=8), num_workers=1)
+    with pytest.raises(DatasetError, match=r"gt/a.png: is not a picture"):
+        next(iter(loader))
+
+
+def test_workers_started_anew_and_copies(pairs: list[Pair]) -> None:
+    dataset = PairDataset(pairs, crop=8)
+    dataset.set_epoch(4)
+    clone = copy.deepcopy(dataset)
+    packed = pickle.loads(pickle.dumps(dataset))
+    dataset.set_epoch(5)
+    assert (clone.epoch, packed.epoch, dataset.epoch) == (4, 4, 5)
+    dataset.set_epoch(4)
+    for other in (clone, packed):
+        assert torch.equal(other[1]["image"], dataset[1]["image"])
 
 
 @pytest.mark.parametrize(
