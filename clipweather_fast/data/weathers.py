@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from clipweather_fast.clip.text import WEATHERS
 
@@ -33,6 +34,7 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", apart.lower())
 
 
+@lru_cache(maxsize=4096)  # every picture of a folder asks the same
 def weather_in(name: str) -> str | None:
     """The weather that the name of a folder or a list, or a word beside a path, stands for.
 
@@ -62,6 +64,7 @@ def weather_of_picture(stem: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=4096)
 def split_in(name: str) -> str | None:
     """The split that the name of a folder or a list speaks of: "train", "val", "test" or None.
 
