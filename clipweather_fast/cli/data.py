@@ -108,22 +108,19 @@ def check(
     from clipweather_fast.data import DatasetError
     from clipweather_fast.data.check import check as checked
 
+    if report is not None and not report.parent.is_dir():
+        words = f"there is no folder {shown(report.parent)}"
+        raise typer.BadParameter(words, param_hint="'--json'")
     began = time.perf_counter()
     try:
         with Bar(None, "files", "checking") as bar:
-            total: list[int] = []
-
-            def begin(files: int) -> None:
-                total.append(files)
-                bar.reached(0, files)
-
             found = checked(
                 roots,
                 layout.value,
                 decode=not quick,
                 counts=counts,
                 workers=workers,
-                begin=begin,
+                begin=lambda files: bar.reached(0, files),
                 progress=bar.advance,
             )
     except DatasetError as error:

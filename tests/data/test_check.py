@@ -230,10 +230,16 @@ def test_check_as_a_stranger_runs_it(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "line\\nbreak.png: has no truth" in done.stdout
     assert done.stderr.startswith("checked headers of 6 files (")
-    done = clipweather("data", "check", tmp_path / "nowhere")
-    assert done.returncode == 2
-    assert "there is no such folder or file" in words(done.stderr)
-    assert "Traceback" not in done.stderr
+
+
+def test_wrong_arguments_exit_with_2(tmp_path: Path) -> None:
+    done = run("check", tmp_path / "nowhere")
+    assert done.exit_code == 2
+    assert "there is no such folder or file" in words(done.output)
+    done = run("check", tmp_path, "--json", tmp_path / "nowhere" / "report.json")
+    assert done.exit_code == 2
+    assert "there is no folder" in words(done.output)
+    assert run("list", tmp_path / "nowhere").exit_code == 2
 
 
 def test_counts_can_be_left_out(tmp_path: Path) -> None:
@@ -258,14 +264,14 @@ def test_a_list_is_a_layout_of_its_own(tmp_path: Path) -> None:
 
 def test_list_prints_pairs_or_counts_and_names_what_is_wrong(tmp_path: Path) -> None:
     dataset(tmp_path, "train/snow", "test/rain")
-    done = clipweather("data", "list", tmp_path, "--split", "test")
-    assert done.returncode == 0
+    done = run("list", tmp_path, "--split", "test")
+    assert done.exit_code == 0
     first = f"{tmp_path}/test/rain/input/a.png\t{tmp_path}/test/rain/gt/a.png\train"
     assert done.stdout.splitlines()[0] == first
     assert done.stderr == "3 pairs\n"
     put(tmp_path, "train/snow/input/z.png")
-    done = clipweather("data", "list", tmp_path, "--counts")
-    assert done.returncode == 1
+    done = run("list", tmp_path, "--counts")
+    assert done.exit_code == 1
     assert done.stdout == "test\train\t3\ntrain\tsnow\t3\n"
     assert "z.png: has no truth" in done.stderr
 
