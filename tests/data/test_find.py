@@ -138,6 +138,7 @@ def test_a_link_in_the_folder_may_lead_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "snow").symlink_to(tmp_path / "disk", target_is_directory=True)
     (tmp_path / "set" / "snow" / "again").symlink_to("..", target_is_directory=True)
+    (tmp_path / "set" / "snow" / "input" / "self").symlink_to(".", target_is_directory=True)
     assert found(tmp_path / "set") == [("snow/input/a.png", "snow/gt/a.png", "snow")]
 
 
