@@ -4,7 +4,8 @@
 ``benchmarks/data/results/<machine>.json``; ``pytest benchmarks`` checks on a few pictures that what
 is timed is right. Pictures are 480 x 720, as Outdoor-Rain's and RainDrop's, crops 256 x 256. They
 are a photograph with the noise of a camera: without noise PNG files would be smaller and decode
-faster than real ones. Rates are of processor time, so others on the machine change them little. Both pictures of a pair count.
+faster than real ones. Both pictures of a pair count. Run it on an idle machine: rates are of
+processor time, but a full machine is slower in that too.
 """
 
 from __future__ import annotations
