@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from clipweather_fast.data.synthesis.haze import Haze, transmission, veiled
-from clipweather_fast.data.synthesis.particles import Canvas, column, counts, scattered
+from clipweather_fast.data.synthesis.particles import (
+    Canvas,
+    column,
+    counts,
+    drawn_particles,
+    portions,
+)
 from clipweather_fast.data.synthesis.random_numbers import Draws, key
 
 __all__ = ["Rain", "StreakLayer", "rained"]
@@ -150,7 +156,8 @@ def _streaks(clean: Tensor, keys: Sequence[int], layers: Sequence[StreakLayer]) 
     down = torch.arange(tall, device=device)
     side = torch.arange(-half, half + 1, device=device)
     up, out = column(above, device), column(beside, device)
-    for drawn, exists in scattered(keys, numbers, CHANNELS, tall * len(side), device):
+    streaks = drawn_particles(keys, numbers, CHANNELS, device)
+    for drawn, exists in portions(*streaks, tall * len(side)):
         top = drawn[0] * (height + up) - up
         left = drawn[1] * (width + 2 * out) - out
         first = top.floor()
