@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,23 +83,35 @@ def read_picture(
             has too many pixels, several frames, or samples that are neither 1, 8 nor 16 bits.
     """
     path = Path(path)
+    with header(path, max_pixels) as image, in_words(path, "cannot be decoded"):
+        _seek(image, path, frame)
+        return _decoded(image, path, frame or 0)
+
+
+@contextmanager
+def header(path: Path, max_pixels: int | None = None) -> Iterator[Image]:
+    """A picture file opened, its header read and its size allowed, nothing decoded yet.
+
+    For :func:`read_picture`, and for readers that need only a part of the pixels; they decode
+    within :func:`in_words`.
+    """
     limit = _limit(path, max_pixels)
-    with _in_words(path, "cannot be decoded"):
-        if not path.exists():
-            raise PictureError(path, "there is no such file")
-        if not path.is_file():
-            raise PictureError(path, "is not a file")
-        if path.stat().st_size == 0:
-            raise PictureError(path, "is empty")
-        with _opened(path) as image:
+    with ExitStack() as stack:
+        with in_words(path, "cannot be decoded"):
+            if not path.exists():
+                raise PictureError(path, "there is no such file")
+            if not path.is_file():
+                raise PictureError(path, "is not a file")
+            if path.stat().st_size == 0:
+                raise PictureError(path, "is empty")
+            image = stack.enter_context(_opened(path))
             if image.width * image.height > limit:
                 raise PictureError(
                     path,
                     f"has {image.width} x {image.height} pixels, more than the limit of {limit:,}; "
                     "if you trust it, raise CLIPWEATHER_MAX_PIXELS or max_pixels",
                 )
-            _seek(image, path, frame)
-            return _decoded(image, path, frame or 0)
+        yield image
 
 
 def write_picture(picture: Picture, path: str | os.PathLike[str], quality: int = 95) -> None:
@@ -127,7 +139,7 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], quality: int =
         raise ValueError(f"write_picture: quality must be 1 to 100, got {quality}")
     if not path.parent.is_dir():
         raise PictureError(path, f"there is no folder {str(path.parent)!r}")
-    with _in_words(path, "cannot be written"):
+    with in_words(path, "cannot be written"):
         fitted = _fitted(picture, format, path)
         with written_aside(path) as file:
             if format == "PNG" and fitted.bits == 16:
@@ -205,7 +217,7 @@ def _limit(path: Path, max_pixels: int | None) -> int:
 
 
 @contextmanager
-def _in_words(path: Path, failed: str) -> Iterator[None]:
+def in_words(path: Path, failed: str) -> Iterator[None]:
     """Turns whatever Pillow raises over a strange file into a :class:`PictureError`."""
     from PIL import UnidentifiedImageError
 
