@@ -10,6 +10,7 @@ import clipweather_fast
 from clipweather_fast.cli.classify import classify
 from clipweather_fast.cli.demo import demo
 from clipweather_fast.cli.env import env
+from clipweather_fast.cli.eval import evaluate
 from clipweather_fast.cli.export import export
 from clipweather_fast.cli.models import models
 from clipweather_fast.cli.restore import restore
@@ -49,6 +50,7 @@ def clipweather(
 
 for command in (restore, video, classify, models, export, env, demo):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

@@ -14,7 +14,15 @@ from clipweather_fast.restore.jobs import PICTURE_SUFFIXES, pictures
 if TYPE_CHECKING:
     from clipweather_fast.data import Pair
 
-__all__ = ["Case", "cases_of_folders", "cases_of_pairs", "share", "with_restored"]
+__all__ = [
+    "Case",
+    "cases_of_dataset",
+    "cases_of_folders",
+    "cases_of_pairs",
+    "saved_places",
+    "share",
+    "with_restored",
+]
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,36 @@ class Case:
     def sizes(self) -> list[int | None]:
         """Bytes of the three files, to notice that one was replaced; None: there is none."""
         return [_size(path) for path in (self.image, self.restored, self.truth)]
+
+
+def cases_of_dataset(
+    root: Path, *, layout: str = "auto", split: str | None = None, weather: str | None = None
+) -> list[Case]:
+    """Cases to restore and score: the pairs of a dataset, and what is wrong with others.
+
+    Args:
+        root: a folder, or one list file.
+        layout: as for :func:`clipweather_fast.data.find_pairs`.
+        split: only this one.
+        weather: stated for all.
+
+    Raises:
+        DatasetError: there are no pairs, or several splits and none is stated.
+        ValueError: an argument outside its range.
+    """
+    from clipweather_fast.data import find_pairs
+    from clipweather_fast.data.find import collect
+    from clipweather_fast.data.weathers import split_in
+
+    pairs = find_pairs(root, layout, split=split, weather=weather, strict=False)
+    folder = root if root.is_dir() else root.parent
+    cases = {case.name: case for case in cases_of_pairs(pairs, folder)}
+    for problem in collect(root, layout).problems:
+        place = _place(Path(problem.place), folder)
+        splits = {split_in(part) for part in Path(place).parts} - {None}
+        if problem.fatal and (split is None or split in splits or not splits):
+            cases.setdefault(place, Case(place, None, problem=problem.words))
+    return list(cases.values())
 
 
 def cases_of_pairs(pairs: Iterable[Pair], root: Path | None = None) -> list[Case]:
@@ -108,8 +146,8 @@ def cases_of_folders(restored: Path, truth: Path, images: Path | None = None) ->
 def with_restored(cases: Sequence[Case], folder: Path) -> list[Case]:
     """The cases with restored pictures from a folder, such as ``--save`` writes.
 
-    A picture is looked for at the place of the case's name below the folder: as a PNG file, with its
-    own or another ending, or with ``.png`` behind the whole name.
+    A picture is looked for at the place of the case's name below the folder: as a PNG file, with
+    its own or another ending, or with ``.png`` behind the whole name.
     """
     found = []
     for case in cases:

@@ -170,7 +170,7 @@ class Journal:
                     self._compare(found["settings"], path)
                     continue
                 Record.of_line(found)
-            except (KeyError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 if isinstance(error, JournalError):
                     raise
                 raise JournalError(
@@ -185,8 +185,8 @@ class Journal:
             name = differing[0]
             raise JournalError(
                 f"{path} was made with {name} = {other.get(name)!r}, this run has "
-                f"{self.settings.get(name)!r}; figures of both would be mixed: take another folder, "
-                "or restart the evaluation"
+                f"{self.settings.get(name)!r}; figures of both would be mixed: take another "
+                "folder, or restart the evaluation"
             )
 
 

@@ -43,8 +43,8 @@ def evaluate(
     """Restores the pictures of a dataset and scores them.
 
     Pictures are scored as their files would be: a restored 8-bit picture has 8 bits, so that
-    scoring it and scoring the PNG file that ``save`` writes is the same. What fails is a record with
-    an ``error``, and the rest go on.
+    scoring it and scoring the PNG file that ``save`` writes is the same. What fails is a record
+    with an ``error``, and the rest go on.
 
     Args:
         restorer: a :class:`clipweather_fast.Restorer`, or any function of a Picture that returns
@@ -117,7 +117,9 @@ def weights_digest(network: nn.Module) -> str:
     for name, value in sorted(network.state_dict().items()):
         if isinstance(value, torch.Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(
+                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
     return digest.hexdigest()[:16]
 
 
