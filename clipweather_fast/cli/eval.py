@@ -244,13 +244,10 @@ class _Opener:
 
     def settings(self, restorer: Restorer) -> dict[str, Any]:
         """What the figures depend on."""
-        from clipweather_fast.evaluation import weights_digest
-
         cpu = restorer.device.type == "cpu"
         config = getattr(restorer.model, "config", None)
         return {
             "model": self.model,
-            "weights": weights_digest(restorer.model),
             "config": None if config is None else asdict(config),
             "device": restorer.device.type,
             "dtype": self.dtype.value,
@@ -289,7 +286,7 @@ class Run:
         if processes is None:
             processes = _processes(restorer, processors, here)
         try:
-            with Bar(here, "pictures") as bar:
+            with Bar(here, "pictures", "evaluating") as bar:
                 result = evaluate(
                     restorer,
                     self.cases,
@@ -303,7 +300,8 @@ class Run:
                     open_restorer=self.opener,
                     progress=self._progress(bar),
                 )
-            self._gallery(result, restorer)
+            _print(result)
+            drawn = self._gallery(result, restorer)
         except KeyboardInterrupt:
             typer.echo(f"interrupted: {self._summary(began)}{self._goes_on()}", err=True)
             return 130
@@ -314,7 +312,6 @@ class Run:
         except (OSError, RuntimeError) as error:
             typer.echo(f"clipweather eval: {shown(error)}", err=True)
             return 1
-        _print(result)
         typer.echo(self._summary(began), err=True)
         if result.missing:
             typer.echo(
@@ -322,7 +319,7 @@ class Run:
                 "last one writes the results",
                 err=True,
             )
-        return int(self.failed > 0)
+        return int(self.failed > 0 or not drawn)
 
     def _progress(self, bar: Bar) -> Callable[[Record, bool], None]:
         def advance(record: Record, known: bool) -> None:
@@ -339,11 +336,18 @@ class Run:
 
         return advance
 
-    def _gallery(self, result: Evaluation, restorer: Restorer | None) -> None:
+    def _gallery(self, result: Evaluation, restorer: Restorer | None) -> bool:
+        """Draws the contact sheets once all is scored; False if that failed."""
         from clipweather_fast.evaluation import write_gallery
 
-        if self.output is not None and not result.missing:
+        if self.output is None or result.missing:
+            return True
+        try:
             write_gallery(result, self.cases, restorer, self.output, SHOWN)
+        except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
+            typer.echo(f"the contact sheets could not be drawn: {shown(error)}", err=True)
+            return False
+        return True
 
     def _summary(self, began: float) -> str:
         seconds = time.perf_counter() - began

@@ -80,19 +80,17 @@ def evaluate(
     if processes > 1 and restorer is not None and open_restorer is None:
         raise ValueError("evaluate: several processes need open_restorer")
     scorer = Scorer(restorer, names, None if save is None else (save, saved_places(cases)))
-    about = {"version": clipweather_fast.__version__, "protocols": names, **(settings or {})}
+    about = _about(restorer, names, settings)
     known: dict[str, Record] = {}
     with nullcontext() if output is None else Journal(output, about, shard, restart) as journal:
         if journal is not None:
             found = {case.name: journal.known(case) for case in cases}
             known = {name: record for name, record in found.items() if record is not None}
-        waiting = []
+        waiting = [case for case in mine if not _is_done(case, known.get(case.name), scorer)]
+        left = {case.name for case in waiting}
         for case in mine:
-            record = known.get(case.name)
-            if record is None or record.error is not None or _to_be_saved(case, scorer):
-                waiting.append(case)
-            else:
-                progress(record, True)
+            if case.name not in left:
+                progress(known[case.name], True)
         work = (
             in_processes(waiting, scorer, processes, open_restorer)
             if processes > 1
@@ -131,9 +129,21 @@ def _cases(pairs: Iterable[Pair | Case], root: Path | None) -> Sequence[Case]:
     return [*cases, *cases_of_pairs([one for one in pairs if not isinstance(one, Case)], root)]
 
 
-def _to_be_saved(case: Case, scorer: Scorer) -> bool:
-    """Whether a restored picture is wanted and not there."""
-    if scorer.save is None:
+def _about(
+    restorer: Restoring | None, protocols: Sequence[str], settings: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the figures depend on: as far as it is seen here, and what the caller says."""
+    model = getattr(restorer, "model", None)
+    digest = weights_digest(model) if isinstance(model, nn.Module) else None
+    about = {"version": clipweather_fast.__version__, "protocols": list(protocols)}
+    return about | {"weights": digest} | dict(settings or {})
+
+
+def _is_done(case: Case, record: Record | None, scorer: Scorer) -> bool:
+    """Whether a case needs no work: it has scores, and its picture lies where it is wanted."""
+    if record is None or record.error is not None:
         return False
+    if scorer.save is None:
+        return True
     folder, places = scorer.save
-    return not (folder / places[case.name]).is_file()
+    return (folder / places[case.name]).is_file()
