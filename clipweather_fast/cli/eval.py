@@ -60,7 +60,7 @@ def evaluate(
     truth: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[TRUTH]",
+            metavar="TRUTH",
             callback=_existing,
             help="A folder of true pictures, or one.",
             show_default=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -52,7 +52,7 @@ def write_gallery(
             loaded = scorer.restore(scorer.read(by_name[record.name]))
             pictures = (loaded.image, loaded.restored, loaded.truth)
             rows.append([_tensor(picture) for picture in pictures if picture is not None])
-            captions.append(_caption(record, evaluation.protocols))
+            captions.append(_caption(record, evaluation.protocols[0]))
         if rows:
             known = all(len(row) == 3 for row in rows)
             headings = ["input", "restored", "truth"] if known else ["restored", "truth"]
@@ -63,14 +63,10 @@ def write_gallery(
     return written
 
 
-def _caption(record: Record, protocols: Sequence[str]) -> str:
-    figures = []
-    for protocol in protocols[:1]:
-        text = str(record.scores[protocol])
-        if protocol in record.before:
-            text += f", input {record.before[protocol].psnr:.2f} dB"
-        figures.append(text)
-    return ascii(record.name)[1:-1] + ": " + "; ".join(figures)
+def _caption(record: Record, protocol: str) -> str:
+    # The sheet's font has no other letters.
+    text = f"{ascii(record.name)[1:-1]}: {record.scores[protocol]}"
+    return f"{text}, input {record.before[protocol]}" if protocol in record.before else text
 
 
 def _tensor(picture: Picture) -> Tensor:
