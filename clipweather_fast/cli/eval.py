@@ -313,12 +313,7 @@ class Run:
             typer.echo(f"clipweather eval: {shown(error)}", err=True)
             return 1
         typer.echo(self._summary(began), err=True)
-        if result.missing:
-            typer.echo(
-                f"{result.missing} of {len(self.cases)} pictures are left to other shards; the "
-                "last one writes the results",
-                err=True,
-            )
+        self._say_what_others_do(result)
         return int(self.failed > 0 or not drawn)
 
     def _progress(self, bar: Bar) -> Callable[[Record, bool], None]:
@@ -348,6 +343,23 @@ class Run:
             typer.echo(f"the contact sheets could not be drawn: {shown(error)}", err=True)
             return False
         return True
+
+    def _say_what_others_do(self, result: Evaluation) -> None:
+        """What this shard's results lack."""
+        elsewhere = len(result.failed) - self.failed
+        if result.missing:
+            words = (
+                f"{result.missing} of {len(self.cases)} pictures are left to other shards; the "
+                "last one writes the results"
+            )
+        elif elsewhere > 0:
+            words = (
+                f"{elsewhere} pictures of other shards have no scores; the same command without "
+                "--shard tries them again"
+            )
+        else:
+            return
+        typer.echo(words, err=True)
 
     def _summary(self, began: float) -> str:
         seconds = time.perf_counter() - began

@@ -55,7 +55,7 @@ def in_threads(
         while True:
             for case in waiting:
                 ahead.append((case, readers.submit(scorer.read, case)))
-                if len(ahead) > 2 * workers:
+                if len(ahead) > workers:
                     break
             if not ahead:
                 break
@@ -66,7 +66,7 @@ def in_threads(
                 yield case, scorer.failed(case, error)
                 continue
             behind[finishers.submit(scorer.finish, loaded)] = case
-            if len(behind) >= 2 * workers:
+            if len(behind) > workers:
                 wait(behind, return_when=FIRST_COMPLETED)
             yield from _finished(behind, scorer)
         while behind:
@@ -81,6 +81,8 @@ def _finished(behind: dict[Future[Record], Case], scorer: Scorer) -> Iterator[Fo
     for future in [future for future in behind if future.done()]:
         case = behind.pop(future)
         error = future.exception()
+        if isinstance(error, BrokenProcessPool):
+            raise error  # of all that waits, not of this picture
         if isinstance(error, Exception):
             yield case, scorer.failed(case, error)
         else:

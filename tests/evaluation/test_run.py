@@ -122,8 +122,15 @@ def test_processes_give_the_same_figures(dataset: Path, tmp_path: Path) -> None:
 def test_a_process_that_cannot_begin_is_an_error(dataset: Path) -> None:
     cases = cases_of_dataset(dataset)
     opener = partial(Restorer, dataset / "no network")
+    seen: list[Record] = []
     with pytest.raises(RuntimeError, match="could not open the network"):
-        evaluate(lambda picture: picture, cases, processes=2, open_restorer=opener)
+        evaluate(
+            *(lambda picture: picture, cases),
+            processes=2,
+            open_restorer=opener,
+            progress=lambda record, known: seen.append(record),
+        )
+    assert seen == []  # no picture is blamed
     with pytest.raises(ValueError, match="need open_restorer"):
         evaluate(lambda picture: picture, cases, processes=2)
 
