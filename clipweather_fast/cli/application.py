@@ -8,6 +8,7 @@ import typer
 
 import clipweather_fast
 from clipweather_fast.cli.classify import classify
+from clipweather_fast.cli.data import data
 from clipweather_fast.cli.demo import demo
 from clipweather_fast.cli.env import env
 from clipweather_fast.cli.eval import evaluate
@@ -51,6 +52,7 @@ def clipweather(
 for command in (restore, video, classify, models, export, env, demo):
     app.command()(command)
 app.command("eval")(evaluate)
+app.add_typer(data, name="data")
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 
 from clipweather_fast.data.choices import Choices
 from clipweather_fast.data.epoch import SharedEpoch
+from clipweather_fast.data.held import HeldPictures
 from clipweather_fast.data.pair import DatasetError
 from clipweather_fast.data.paired import mirrored
 from clipweather_fast.data.transport import check_dtype, to_tensor
@@ -89,7 +89,10 @@ class CleanDataset(Dataset[dict[str, Tensor]]):
         self.samples_per_epoch = samples_per_epoch or len(self.files)
         self._classes = [WEATHERS.index(weather) for weather in weathers]
         self._epoch = SharedEpoch()
-        self._held = _held(self.files, held_bytes)
+        try:
+            self._held = HeldPictures.decoded(self.files, held_bytes)
+        except PictureError as error:
+            raise DatasetError.at(error.path, error.words, "unreadable") from error
 
     @property
     def epoch(self) -> int:
@@ -124,7 +127,7 @@ class CleanDataset(Dataset[dict[str, Tensor]]):
     def _pixels(self, number: int, choices: Choices) -> Samples:
         """The crop, (crop, crop, 3) in the photograph's own depth."""
         if self._held is not None:
-            whole: Samples = self._held[number].numpy()
+            whole = self._held[number]
             window = self._window(whole.shape[0], whole.shape[1], choices)
             rows = slice(window.top, window.top + window.height)
             part = whole[rows, window.left : window.left + window.width]
@@ -155,30 +158,6 @@ def _files(
         return pictures([os.fspath(name) for name in names])  # type: ignore[arg-type,union-attr]
     except InputError as error:
         raise DatasetError.at("CleanDataset", str(error), "missing") from error
-
-
-def _held(files: Sequence[Path], limit: int) -> list[Tensor] | None:
-    """All photographs decoded, in shared memory; None if they need more than ``limit`` bytes."""
-
-    def size(path: Path) -> int:
-        with picture_source(path) as source:
-            return source.height * source.width * 3 * source.bytes_per_sample
-
-    def decoded(path: Path) -> Tensor:
-        with picture_source(path) as source:
-            pixels: Tensor = torch.from_numpy(np.array(source.read())).share_memory_()
-        return pixels
-
-    try:
-        total = 0
-        for path in files:
-            total += size(path)
-            if total > limit:
-                return None
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            return list(pool.map(decoded, files))
-    except PictureError as error:
-        raise DatasetError.at(error.path, error.words, "unreadable") from error
 
 
 def _reduced(pixels: Samples, side: int) -> Samples:

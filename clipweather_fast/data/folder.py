@@ -12,9 +12,10 @@ from clipweather_fast.restore.images import SUFFIXES
 
 __all__ = ["DEGRADED", "TRUTHS", "Ambiguous", "Folder", "Outside", "is_picture"]
 
-#: Folders of degraded pictures, and of their truths beside them. ``data`` is RainDrop's own name,
-#: ``synthetic`` Snow100K's, ``in`` Outdoor-Rain's.
-DEGRADED = ("input", "LQ", "lq", "data", "synthetic", "in")
+#: Folders of degraded pictures, and of their truths beside them.
+USUAL = ("input", "LQ", "lq")
+#: With the names that RainDrop, Snow100K and Outdoor-Rain give theirs.
+DEGRADED = (*USUAL, "data", "synthetic", "in")
 TRUTHS = ("gt", "GT")
 
 
@@ -122,17 +123,16 @@ class Folder:
     def truth_folder(self, folder: str) -> str | None:
         """The folder of truths that belongs to a folder of degraded pictures.
 
-        Its last part that is called as one of ``DEGRADED`` becomes one of ``TRUTHS``. None: it has
-        no such part, or there is no such folder.
+        Its last part that is called ``input`` (or else another of ``DEGRADED``) becomes one of
+        ``TRUTHS``. None: it has no such part, or there is no such folder.
         """
         parts = folder.split("/")
-        for number in reversed(range(len(parts))):
-            if parts[number] in DEGRADED:
-                for truth in TRUTHS:
-                    place = "/".join([*parts[:number], truth, *parts[number + 1 :]])
-                    if self.files(place):
-                        return place
-                return None
+        usual = [number for number, part in enumerate(parts) if part in USUAL]
+        named = usual or [number for number, part in enumerate(parts) if part in DEGRADED]
+        for truth in TRUTHS if named else ():
+            place = "/".join([*parts[: named[-1]], truth, *parts[named[-1] + 1 :]])
+            if self.files(place):
+                return place
         return None
 
     def _by_stem(self, folder: str) -> dict[str, list[str]]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from clipweather_fast.clip.text import WEATHERS
 
-__all__ = ["WEATHERS", "split_in", "weather_in", "weather_of_picture"]
+__all__ = [
+    "OUTDOOR_RAIN",
+    "RAINDROP",
+    "WEATHERS",
+    "split_in",
+    "weather_in",
+    "weather_of_picture",
+]
 
 #: What a word of a folder's name begins with. "rain" includes haze; Test1 is Outdoor-Rain's.
 _BEGINNINGS = {
@@ -15,8 +23,8 @@ _BEGINNINGS = {
     "rain": ("rain", "haz", "fog", "test1", "streak"),
 }
 #: Pictures of Outdoor-Rain (scene, streaks, haze) and of RainDrop, told by their file names.
-_OUTDOOR_RAIN = re.compile(r"im_\d+_s\d+_a\d+")
-_RAINDROP = re.compile(r"\d+_rain(?![a-z])")
+OUTDOOR_RAIN = re.compile(r"im_(\d+)_s\d+_a\d+")
+RAINDROP = re.compile(r"\d+_rain(?![a-z])")
 _SPLIT = re.compile(r"(train|val|test)(?:ing|id|idation|set)?\d*")
 
 
@@ -26,6 +34,7 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", apart.lower())
 
 
+@lru_cache(maxsize=4096)  # every picture of a folder asks the same
 def weather_in(name: str) -> str | None:
     """The weather that the name of a folder or a list, or a word beside a path, stands for.
 
@@ -48,13 +57,14 @@ def weather_of_picture(stem: str) -> str | None:
 
     Snow100K's names have no such mark.
     """
-    if _OUTDOOR_RAIN.match(stem):
+    if OUTDOOR_RAIN.match(stem):
         return "rain"
-    if _RAINDROP.match(stem):
+    if RAINDROP.match(stem):
         return "raindrop"
     return None
 
 
+@lru_cache(maxsize=4096)
 def split_in(name: str) -> str | None:
     """The split that the name of a folder or a list speaks of: "train", "val", "test" or None.
 

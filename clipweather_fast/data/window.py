@@ -42,9 +42,9 @@ class Source:
         self._image = image
         self._plain = _is_plain(image)
         self.bytes_per_sample = 1 if self._plain else 2
-        # Pillow turns TIFF files itself, but only while it decodes them.
         turned = not self._plain and metadata.orientation(image) in (5, 6, 7, 8)
-        self.height, self.width = image.size if turned else image.size[::-1]
+        width, height = _stored_size(image)
+        self.height, self.width = (width, height) if turned else (height, width)
 
     def read(self, window: Window | None = None) -> Samples:
         """The samples (H, W, 3) in a window, or of the whole picture; uint8 or uint16.
@@ -99,6 +99,14 @@ def _is_plain(image: Image) -> bool:
         return False
     # EXIF data after a PNG file's pixels are not seen here: that needs the whole file decoded.
     return "exif" not in image.info or metadata.orientation(image) == 1
+
+
+def _stored_size(image: Image) -> tuple[int, int]:
+    """Width and height before any turn; of TIFF files Pillow's size is after it, or not yet."""
+    if image.format == "TIFF":
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        return int(tags[256]), int(tags[257])
+    return image.size
 
 
 def _stop_below(image: Image, bottom: int) -> None:
