@@ -2,4 +2,5 @@
 
 from clipweather_fast.cli import main
 
-main()
+if __name__ == "__main__":  # not in the processes of `clipweather eval`, which import this
+    main()

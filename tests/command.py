@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipweather_fast.models import create_model
+from clipweather_fast.restore import Restorer
 
 COMMAND = [sys.executable, "-P", "-m", "clipweather_fast.cli"]
 
@@ -52,6 +53,12 @@ def save_small_network(folder: Path) -> Path:
     )
     network.save_pretrained(folder)
     return folder
+
+
+def restorer_with_one_thread(folder: Path) -> Restorer:
+    """A checkpoint's network on the CPU, in a way that other processes can repeat bit for bit."""
+    torch.set_num_threads(1)
+    return Restorer(folder, device="cpu", dtype="float32")
 
 
 def in_snow(photograph: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:

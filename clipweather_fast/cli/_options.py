@@ -24,6 +24,7 @@ __all__ = [
     "Float32Option",
     "GpuOption",
     "ModelOption",
+    "ShardOption",
     "ThreadsOption",
     "TileOption",
     "TileOverlapOption",
@@ -71,6 +72,13 @@ def tile_size(value: str) -> int | Literal["auto"] | None:
     return size or None
 
 
+def _shard(value: str) -> str:
+    index, _, count = value.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise typer.BadParameter(f"{value!r} is not i/n with 1 <= i <= n, such as 1/4")
+    return value
+
+
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -111,6 +119,12 @@ TileOption = Annotated[
 ]
 TileOverlapOption = Annotated[
     int, typer.Option(min=0, help="Pixels by which tiles overlap and blend.")
+]
+ShardOption = Annotated[
+    str,
+    typer.Option(
+        metavar="I/N", callback=_shard, help="Do part I of N, each part on another machine."
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,

@@ -11,6 +11,7 @@ from clipweather_fast.cli.classify import classify
 from clipweather_fast.cli.data import data
 from clipweather_fast.cli.demo import demo
 from clipweather_fast.cli.env import env
+from clipweather_fast.cli.eval import evaluate
 from clipweather_fast.cli.export import export
 from clipweather_fast.cli.models import models
 from clipweather_fast.cli.restore import restore
@@ -51,6 +52,7 @@ def clipweather(
 
 for command in (restore, video, classify, models, export, train, env, demo):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(data, name="data")
 
 

@@ -49,13 +49,6 @@ def _extension(value: str) -> str:
     return value
 
 
-def _shard(value: str) -> str:
-    index, _, count = value.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise typer.BadParameter(f"{value!r} is not i/n with 1 <= i <= n, such as 1/4")
-    return value
-
-
 def restore(
     inputs: Annotated[
         list[str] | None,
@@ -99,12 +92,7 @@ def restore(
     overwrite_inputs: Annotated[
         bool, typer.Option("--overwrite-inputs", help="Allow an output to replace an input.")
     ] = False,
-    shard: Annotated[
-        str,
-        typer.Option(
-            metavar="I/N", callback=_shard, help="Do part I of N, each part on another machine."
-        ),
-    ] = "1/1",
+    shard: options.ShardOption = "1/1",
     report: Annotated[
         Path | None,
         typer.Option(
