@@ -63,6 +63,9 @@ class Processes:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        for parameter in student.parameters():
+            # Convolutions' weights lie channels-last, which FSDP cannot cut.
+            parameter.data = parameter.data.contiguous()
         mesh = init_device_mesh(self.device.type, (self.world,))
         for module in list(student.modules()):
             if isinstance(module, nn.ModuleList):
