@@ -22,6 +22,7 @@ pytest.register_assert_rewrite(
     "integration_tests",
     "op_tests",
     "tolerance",
+    "training_runs",
     "value_tests",
 )
 

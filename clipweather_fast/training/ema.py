@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from clipweather_fast.training.processes import local
 from clipweather_fast.training.sections import EmaSection
 
 __all__ = ["Ema"]
@@ -38,8 +39,8 @@ class Ema:
         decay = self.section.decay
         if self.section.warmup:
             decay = min(decay, (1 + step) / (10 + step))
-        average = [_here(tensor) for tensor in self.average.values()]
-        weights = [_here(parameter.detach()) for parameter in self.parameters.values()]
+        average = [local(tensor) for tensor in self.average.values()]
+        weights = [local(parameter.detach()) for parameter in self.parameters.values()]
         get_ema_multi_avg_fn(decay)(average, weights, None)
 
     @contextmanager
@@ -54,7 +55,7 @@ class Ema:
     @torch.no_grad()
     def _exchange(self) -> None:
         for name, parameter in self.parameters.items():
-            here, there = _here(parameter.detach()), _here(self.average[name])
+            here, there = local(parameter.detach()), local(self.average[name])
             kept = here.clone()
             here.copy_(there)
             there.copy_(kept)
@@ -64,9 +65,3 @@ class Ema:
         """Takes the averages of a checkpoint, in the form that :attr:`average` has."""
         for name, tensor in self.average.items():
             tensor.copy_(state[name])
-
-
-def _here(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor."""
-    local = getattr(tensor, "to_local", None)
-    return tensor if local is None else local()

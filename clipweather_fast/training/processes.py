@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -42,6 +43,7 @@ class Processes:
         # accelerate knows FSDP on GPUs only, so the sharding itself is PyTorch's.
         asked = parse_flag_from_env("ACCELERATE_USE_FSDP")
         self.sharded = self.world > 1 and (section.sharding == "fsdp" or asked)
+        self._numbers: list[nn.Parameter] = []
 
     # ---- the student -----------------------------------------------------------------------
 
@@ -63,12 +65,18 @@ class Processes:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        for parameter in student.parameters():
+            # Convolutions' weights lie channels-last, which FSDP cannot cut.
+            parameter.data = parameter.data.contiguous()
+        # Nor single numbers: every process keeps them, and their gradients are averaged.
+        self._numbers = [p for p in student.parameters() if p.dim() == 0]
         mesh = init_device_mesh(self.device.type, (self.world,))
+        shard = partial(fully_shard, mesh=mesh, ignored_params=set(self._numbers))
         for module in list(student.modules()):
             if isinstance(module, nn.ModuleList):
                 for unit in module:
-                    fully_shard(unit, mesh=mesh)
-        fully_shard(student, mesh=mesh)
+                    shard(unit)
+        shard(student)
         if self.section.precision == "bfloat16":
             # As accelerate does it for a student that is not sharded.
             low = torch.autocast(self.device.type, torch.bfloat16)
@@ -89,6 +97,9 @@ class Processes:
         if self.sharded:
             cast(Any, student).set_requires_gradient_sync(last)
             yield
+            for number in self._numbers if last else ():
+                if number.grad is not None:
+                    number.grad = self.accelerator.reduce(number.grad, "mean")
             return
         if isinstance(student, nn.parallel.DistributedDataParallel) and not last:
             with student.no_sync():
@@ -96,13 +107,25 @@ class Processes:
             return
         yield
 
+    def groups(self, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """The parameters as an optimizer takes them: those that are cut apart from the others."""
+        cut = [p for p in parameters if hasattr(p, "to_local")]
+        uncut = [p for p in parameters if not hasattr(p, "to_local")]
+        return [{"params": group} for group in (cut, uncut) if group]
+
     def clipped(self, parameters: Sequence[Tensor], largest: float | None) -> float:
         """The norm of the whole gradient, which is scaled down to ``largest`` if it is above."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if largest is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
-        return float(whole(norm))
+        norms = torch.stack(torch._foreach_norm([local(g) for g in gradients]))
+        shared = torch.tensor([not hasattr(g, "to_local") for g in gradients], device=self.device)
+        squares = norms.double().square()
+        cut = squares.masked_fill(shared, 0).sum()
+        if self.sharded:
+            cut = cast(Tensor, self.accelerator.reduce(cut, "sum"))
+        norm = float((cut + squares.where(shared, 0).sum()).sqrt())
+        if largest is not None and norm > largest:
+            torch._foreach_mul_([local(g) for g in gradients], largest / norm)
+        return norm
 
     # ---- between processes -----------------------------------------------------------------
 
@@ -121,6 +144,12 @@ class Processes:
 
 
 # ---- tensors that are spread over processes ----------------------------------------------------
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor."""
+    cut = getattr(tensor, "to_local", None)
+    return tensor if cut is None else cast(Tensor, cut())
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class Trainer:
         kind = torch.optim.AdamW if section.weight_decay else torch.optim.Adam
         first, second = section.betas
         return kind(
-            self.parameters,
+            self.processes.groups(self.parameters),
             lr=section.lr,
             betas=(first, second),
             eps=section.eps,
