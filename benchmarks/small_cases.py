@@ -31,6 +31,7 @@ _ATTENTION = (
     AttentionSize("one key", 1, 3, 1, 1, 64),
     AttentionSize("odd", 2, 70, 33, 2, 80),
     AttentionSize("prior", 1, 130, 48, 1, 64),
+    AttentionSize("several tiles and runs", 1, 300, 70, 1, 19),
 )
 _SUBJECTS: tuple[tuple[Subject, tuple[ImageSize, ...] | tuple[AttentionSize, ...]], ...] = (
     (bench_sar_conv2d.SUBJECT, _IMAGES),

@@ -82,6 +82,8 @@ def export_onnx(
     whole = _Whole(network, prior_input).eval()
     torch.manual_seed(0)
     samples = [whole.sample(*size) for size in sizes]
+    if prior_input:
+        samples += [whole.sample(n, h, w, priors=1) for n, h, w in sizes if n > 1]
     with torch.inference_mode(False), torch.no_grad(), use_backend("reference"):
         model = _traced(whole, whole.sample(*TRACED_SIZE))
         expected = [whole(*sample) for sample in samples]
@@ -101,22 +103,31 @@ class _Whole(nn.Module):
     def __init__(self, network: RestorationNetwork, prior_input: bool) -> None:
         super().__init__()
         self.network = network
+        self.prior_dim: int | None = None
+        if prior_input:
+            if not getattr(network.config, "uses_prior", False):
+                raise ValueError(f"export_onnx: {type(network).__name__} uses no prior")
+            self.prior_dim = int(network.config.prior_dim)  # type: ignore[attr-defined]
+            return
         # Building a frozen encoder reads files: not a thing to do while tracing.
-        prior = network.encode_prior(torch.zeros(1, 3, 64, 64))
-        if prior_input and prior is None:
-            raise ValueError(f"export_onnx: {type(network).__name__} uses no prior")
-        self.prior_dim = prior.shape[1] if prior_input and prior is not None else None
+        network.encode_prior(torch.zeros(1, 3, 64, 64))
         # What is no submodule of the network would not be traced as weights.
         self.frozen = nn.ModuleList(getattr(network, "_frozen", []))
 
-    def sample(self, n: int, height: int, width: int) -> tuple[Tensor, ...]:
+    def sample(self, n: int, height: int, width: int, priors: int = 0) -> tuple[Tensor, ...]:
         image = torch.rand(n, 3, height, width)
-        return (image,) if self.prior_dim is None else (image, torch.randn(n, self.prior_dim))
+        if self.prior_dim is None:
+            return (image,)
+        return image, torch.randn(priors or n, self.prior_dim)
 
     def forward(self, image: Tensor, prior: Tensor | None = None) -> Tensor:
         network = self.network
         if prior is None:
             prior = network.encode_prior(image)
+        elif self.prior_dim is not None:
+            # One for all of them or one for each: an expansion would settle which.
+            which = torch.arange(image.shape[0], device=image.device)
+            prior = prior.index_select(0, which.clamp(max=prior.shape[0] - 1))
         height, width = image.shape[2:]
         picture = image
         for axis in (2, 3):
@@ -141,7 +152,7 @@ def _traced(whole: _Whole, sample: tuple[Tensor, ...]) -> Any:
     names = ["image", "prior"][: len(sample)]
     dynamic: dict[str, Any] = {"image": {0: "batch", 2: "height", 3: "width"}}
     if len(sample) == 2:
-        dynamic["prior"] = {0: "batch"}
+        dynamic["prior"] = {0: "priors"}
     # What the exporter prints and warns of is about its own steps; the result is compared.
     with redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -74,6 +74,40 @@ def test_the_file_computes_what_the_network_does(
         assert (unlike - expected).abs().max() > 10 * difference, "the prior does not matter"
 
 
+def test_a_file_that_takes_the_prior_computes_with_it(
+    exported: tuple[RestorationNetwork, Path], tmp_path: Path
+) -> None:
+    network, path = exported
+    result = CliRunner().invoke(
+        app,
+        [
+            "export",
+            f"{path.parent / 'checkpoint'}",
+            "-o",
+            f"{tmp_path / 'm.onnx'}",
+            "--prior-input",
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"]
+    )
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [
+        ("image", ["batch", 3, "height", "width"]),
+        ("prior", ["priors", 32]),
+    ]
+    image = torch.rand(2, 3, 70, 90)
+    own = network.encode_prior(image).detach()
+    for prior in (own, own.flip(0), torch.zeros(2, 32), own[:1]):
+        (found,) = session.run(None, {"image": image.numpy(), "prior": prior.numpy()})
+        with torch.inference_mode():
+            expected = network(image, prior).clamp(0, 1)
+        assert (torch.from_numpy(found) - expected).abs().max() < export.TOLERANCE
+    with torch.inference_mode():
+        change = (network(image, own) - network(image, torch.zeros(2, 32))).abs().max()
+    assert change > 10 * export.TOLERANCE, "the prior does not matter"
+
+
 def test_the_file_says_what_it_is(exported: tuple[RestorationNetwork, Path]) -> None:
     _, path = exported
     model = onnx.load(str(path))
@@ -122,6 +156,10 @@ def test_wrong_calls(tmp_path: Path) -> None:
     network = create_model("transweather", dims=(8, 16, 16, 32), depths=(1, 1, 1, 1))
     with pytest.raises(ValueError, match="sizes must be two or more, got 1"):
         export.export_onnx(network, tmp_path / "a.onnx", sizes=[(1, 8, 8)])
+    missing = create_model(
+        "clipweather_tiny", prior_encoder="clip", prior_weights="none", prior_dim=7
+    )
+    assert export._Whole(missing, prior_input=True).prior_dim == 7  # needs no encoder
     with pytest.raises(ValueError, match="TransWeather uses no prior"):
         export.export_onnx(network, tmp_path / "a.onnx", prior_input=True)
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from clipweather_fast.cli import _options as options
@@ -44,6 +45,7 @@ def classify(
     """
     from clipweather_fast.clip import TextFeatures, WeatherClassifier
     from clipweather_fast.restore.jobs import InputError, pictures
+    from clipweather_fast.restore.pipeline import in_words
 
     try:
         paths = pictures(inputs)
@@ -68,13 +70,13 @@ def classify(
     for path in paths:
         try:
             found = restorer.classify(path)
+        except (torch.OutOfMemoryError, ArithmeticError, MemoryError, OSError, ValueError) as error:
+            failed = True
+            typer.echo(f"{shown(path)}: {shown(in_words(error, path))}", err=True)
+            continue
         except RuntimeError as error:  # of the network, so the same for every picture
             words = f"{error}; for a network without them pass --text FILE" if not text else error
             raise typer.BadParameter(str(words), param_hint="'--model' / '-n'") from None
-        except (OSError, ValueError) as error:
-            failed = True
-            typer.echo(shown(error), err=True)
-            continue
         if as_json:
             typer.echo(json.dumps({"input": str(path), "weather": found}))
         else:

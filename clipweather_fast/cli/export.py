@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,7 @@ def export(
         raise typer.BadParameter(
             f"{shown(output)} must end in .onnx", param_hint="'--output' / '-o'"
         )
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise typer.BadParameter(
             f"there is no folder {shown(output.parent)}", param_hint="'--output' / '-o'"
         )

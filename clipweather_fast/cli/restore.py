@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 import clipweather_fast
 from clipweather_fast.cli import _options as options
 from clipweather_fast.cli._progress import Bar, shown
+from clipweather_fast.cli._stopping import exit_code, stoppable
 from clipweather_fast.restore import (
     Picture,
     PrecisionWarning,
@@ -30,6 +32,7 @@ from clipweather_fast.restore import (
 from clipweather_fast.restore.aside import written_aside
 from clipweather_fast.restore.images import side_by_side
 from clipweather_fast.restore.jobs import Job
+from clipweather_fast.restore.memory import available_bytes
 from clipweather_fast.restore.pipeline import Outcome, Pipeline
 
 __all__ = ["restore"]
@@ -132,11 +135,13 @@ def restore(
         extension=extension,
         compare=compare,
         overwrite_inputs=overwrite_inputs,
+        skip_existing=skip_existing,
     )
     for job in jobs[:1]:
         _make_folder(job.target, "'--output' / '-o'")
     if report is not None:
         _make_folder(report, "'--json'")
+        _check_report(report, jobs)
     restorer = options.opened(
         model,
         device=device,
@@ -148,10 +153,12 @@ def restore(
         threads=threads,
     )
     run = Run(model, restorer)
+    stopped = None
     try:
-        run.watch(jobs, skip_existing)
-    except KeyboardInterrupt:
-        run.interrupted = True
+        with stoppable():
+            run.watch(jobs, skip_existing)
+    except KeyboardInterrupt as stop:
+        run.interrupted, stopped = True, exit_code(stop)
     failed = run.count("failed") > 0
     if report is not None:
         try:
@@ -160,7 +167,7 @@ def restore(
             typer.echo(f"{shown(report)}: {error.strerror}", err=True)
             failed = True
     typer.echo(run.summary(), err=True)
-    raise typer.Exit(130 if run.interrupted else int(failed))
+    raise typer.Exit(stopped or int(failed))
 
 
 def _planned(inputs: list[str], output: Path, part: str, **choices: Any) -> list[Job]:
@@ -184,6 +191,18 @@ def _make_folder(target: Path, hint: str) -> None:
     except OSError as error:
         words = f"{shown(error.filename)}: {error.strerror}"
         raise typer.BadParameter(words, param_hint=hint) from None
+
+
+def _bytes(picture: Picture) -> int:
+    arrays = (picture.pixels, picture.alpha, picture.inks)
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+def _check_report(report: Path, jobs: list[Job]) -> None:
+    place = os.path.realpath(report)
+    for job in jobs:
+        if place in map(os.path.realpath, filter(None, (job.source, job.target, job.compare))):
+            raise typer.BadParameter(f"{shown(report)} is a picture's file", param_hint="'--json'")
 
 
 @dataclass
@@ -219,6 +238,7 @@ class Run:
     def _pipeline(self) -> Pipeline[Picture]:
         gpu = self.restorer.device.type == "cuda"
         processors = os.cpu_count() or 1
+        free = available_bytes(torch.device("cpu"))
         return Pipeline(
             read_picture,
             self.restorer,
@@ -229,6 +249,9 @@ class Run:
             # A processor is busy with one picture, and needs its threads for the network.
             batch=BATCH if gpu else 1,
             workers=min(16, processors) if gpu else min(2, processors),
+            size=_bytes,
+            # As much again is left for the network, which asks when it has to cut pictures.
+            memory=free and free // 2,
         )
 
     def _details(self, picture: Picture) -> dict[str, Any]:

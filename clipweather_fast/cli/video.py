@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from clipweather_fast.cli import _options as options
 from clipweather_fast.cli._progress import Bar, shown
+from clipweather_fast.cli._stopping import exit_code, stoppable
 
 __all__ = ["video"]
 
@@ -76,13 +78,13 @@ def video(
     """
     from clipweather_fast.restore.video import CONTAINERS, VideoError, restore_video
 
-    target = output / source.name if output.is_dir() else output
+    target = output / source.name if os.path.isdir(output) else output
     problem = None
     if target.suffix.lower() not in CONTAINERS:
         problem = f"{shown(target)} must end in {', '.join(CONTAINERS)}"
-    elif target.exists() and target.samefile(source):
+    elif os.path.exists(target) and target.samefile(source):
         problem = f"{shown(target)} is the input"
-    elif not target.parent.is_dir():
+    elif not os.path.isdir(target.parent):
         problem = f"there is no folder {shown(target.parent)}"
     if problem is not None:
         raise typer.BadParameter(problem, param_hint="'--output' / '-o'")
@@ -98,7 +100,7 @@ def video(
     )
     began = time.perf_counter()
     try:
-        with Bar(None, "frames") as bar:
+        with stoppable(), Bar(None, "frames") as bar:
             done = restore_video(
                 source,
                 target,
@@ -108,9 +110,9 @@ def video(
                 prior_limit=prior_limit,
                 progress=bar.reached,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         typer.echo(f"interrupted: {shown(target)} was not written", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(stop)) from None
     except (ArithmeticError, ImportError, MemoryError, OSError, VideoError) as error:
         typer.echo(f"clipweather video: {shown(error)}", err=True)
         raise typer.Exit(1) from None

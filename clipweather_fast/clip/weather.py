@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipweather_fast.clip.text import WEATHERS, TextFeatures, check_words
+from clipweather_fast.clip.text import TEMPLATE, WEATHERS, TextFeatures, check_words
 
 __all__ = ["WeatherClassifier"]
 
@@ -56,6 +57,8 @@ class WeatherClassifier(nn.Module):
         if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0.0 < tau < 1e6:
             raise ValueError(f"WeatherClassifier: tau must be a positive number, got {tau!r}")
         self.words, self.tau = tuple(words) if text is None else text.words, float(tau)
+        self.template = TEMPLATE if text is None else text.template
+        self.encoder = "unknown" if text is None else text.encoder
         unset = torch.full((len(self.words), dim), float("nan"))
         self.register_buffer("features", unset if text is None else text.features.clone())
 
@@ -71,6 +74,33 @@ class WeatherClassifier(nn.Module):
                 f"{tuple(self.features.shape)}, got {text.words} and {tuple(text.features.shape)}"
             )
         self.features.copy_(text.features)
+        self.template, self.encoder = text.template, text.encoder
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the features, their words and tau as a file that ``TextFeatures.load`` reads too.
+
+        Raises:
+            RuntimeError: if there are no text features.
+        """
+        if not self.ready:
+            raise RuntimeError("WeatherClassifier: there are no text features to save")
+        features = F.normalize(self.features.float(), dim=1)
+        text = TextFeatures(features, self.words, self.template, self.encoder)
+        text.save(path, tau=repr(self.tau))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> WeatherClassifier:
+        """Reads what :meth:`save` or ``TextFeatures.save`` wrote; without a tau it is 100.
+
+        Raises:
+            OSError: if there is no such file.
+            ValueError: if it holds something else.
+        """
+        text, about = TextFeatures.load_with_metadata(path)
+        try:
+            return cls(text, tau=float(about.get("tau", "100")))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a file of text features: {error}") from error
 
     @property
     def ready(self) -> bool:

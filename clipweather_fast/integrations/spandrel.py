@@ -25,7 +25,7 @@ except ImportError as error:
     raise ImportError("this needs spandrel: pip install spandrel") from error
 
 from clipweather_fast.models import RestorationNetwork, create_model
-from clipweather_fast.models.recognition import recognised
+from clipweather_fast.models.recognition import recognised, without_prefixes
 
 __all__ = ["ClipWeatherArchitecture", "install"]
 
@@ -54,7 +54,7 @@ class ClipWeatherArchitecture(Architecture[RestorationNetwork]):
             )
         return ImageModelDescriptor(
             create_model(name).eval(),
-            state_dict,
+            without_prefixes(state_dict, name),
             architecture=self,
             purpose="Restoration",
             tags=[name],

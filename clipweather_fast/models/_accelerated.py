@@ -8,12 +8,14 @@ hook on a layer the fused pass does not call, arguments it does not know.
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.models._structure import AttentionRoles, MlpRoles
+from clipweather_fast.modules._observation import observed
 from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads, check, reduced
 
 __all__ = ["Accelerated", "accelerated_class"]
@@ -27,6 +29,18 @@ class Accelerated(nn.Module):
 
     original: ClassVar[type[nn.Module]]
     roles: ClassVar[Any]
+    #: What the original's forward calls its tokens and their size.
+    names: ClassVar[tuple[str, ...]]
+
+    def _positional(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call with tokens and size in their places, if they came by their names."""
+        missing = self.names[len(args) :]
+        if not missing or any(name not in kwargs for name in missing):
+            return args, kwargs
+        rest = {name: value for name, value in kwargs.items() if name not in missing}
+        return (*args, *(kwargs[name] for name in missing)), rest
 
     def _fusible(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the fused forward is the original computation for this very call."""
@@ -37,11 +51,12 @@ class Accelerated(nn.Module):
         extras = [*args[expected:], *(v for name, v in kwargs.items() if name not in IGNORED)]
         if any(extra is not None and extra is not False for extra in extras):
             return False
-        return not any(_observed(_child(self, name)) for name in roles.bypassed)
+        return not any(observed(_child(self, name)) for name in roles.bypassed)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         rebuild = (type(self).original, type(self).__mro__[1], self.roles)
-        return _rebuild, rebuild, object.__getstate__(self)
+        state: Any = self.__getstate__  # the block's own, if it has one
+        return _rebuild, rebuild, state()
 
 
 class AcceleratedMlp(Accelerated):
@@ -49,6 +64,7 @@ class AcceleratedMlp(Accelerated):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's arguments and result."""
+        args, kwargs = self._positional(args, kwargs)
         roles = self.roles
         dropout = _child(self, roles.dropout) if roles.dropout else None
         if not self._fusible(args, kwargs) or _dropping(dropout):
@@ -69,11 +85,13 @@ class AcceleratedAttention(Accelerated):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's arguments and result."""
+        args, kwargs = self._positional(args, kwargs)
         if not self._fusible(args, kwargs) or self._dropping() or self._probabilities_wanted():
             return super().forward(*args, **kwargs)
         roles = self.roles
         x, height, width = _tokens_and_size(args, roles.pair)
-        check(type(self).original.__name__, x, height, width)
+        if roles.sr:  # without, H and W are not read: there may be a class token besides
+            check(type(self).original.__name__, x, height, width)
         heads = getattr(self, roles.heads)
         q = by_heads(_child(self, roles.query)(x), heads)
         k, v = self._keys_values(self._reduced(x, height, width), heads)
@@ -109,10 +127,8 @@ class AcceleratedAttention(Accelerated):
         if roles.pool:
             image = _child(self, roles.pool)(as_image(x, height, width))
             x = as_tokens(sr(image))
-        elif type(sr) is nn.Conv2d and not _observed(sr):
-            x = reduced(x, height, width, sr)
         else:
-            x = as_tokens(sr(as_image(x, height, width)))
+            x = reduced(x, height, width, cast(nn.Conv2d, sr))
         x = _child(self, roles.norm)(x)
         return _child(self, roles.activation)(x) if roles.activation else x
 
@@ -147,6 +163,7 @@ def _class_for(
         "__module__": __name__,
         "original": original,
         "roles": roles,
+        "names": tuple(signature(original.forward).parameters)[1 : 4 if roles.pair else 3],
     }
     made = type(f"Accelerated{original.__name__}", (kind, original), members)
     return _classes.setdefault(key, cast(type[Accelerated], made))
@@ -174,13 +191,3 @@ def _tokens_and_size(args: tuple[Any, ...], pair: bool) -> tuple[Tensor, int, in
 
 def _dropping(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Dropout) and module.training and module.p > 0.0
-
-
-def _observed(module: nn.Module) -> bool:
-    """Whether someone listens to this layer's calls."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )

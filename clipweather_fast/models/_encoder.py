@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from clipweather_fast.models._blocks import (
@@ -67,6 +68,12 @@ class Encoder(nn.Module):
                 self.add_module(f"patch_block{i + 1}", nn.ModuleList([side]))
                 self.add_module(f"pnorm{i + 1}", layer_norm(dims[i + 1]))
             first += depth
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its parameters. (``parameters()`` is empty in the replicas of ``nn.DataParallel``.)"""
+        first = cast(PatchEmbed, self.get_submodule("patch_embed1"))
+        return first.proj.weight.dtype
 
     def forward(self, image: Tensor, residuals: list[Tensor] | None = None) -> list[Tensor]:
         """An image (N, 3, H, W) to four feature images, channels-last.

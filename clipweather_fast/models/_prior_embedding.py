@@ -37,8 +37,8 @@ class PriorHead(nn.Module):
         self.apply(initialise)
 
     def forward(self, prior: Tensor) -> Tensor:
-        """Vectors (N, prior_dim) to (N, prior_width)."""
-        projected: Tensor = self.fc2(self.act(self.fc1(prior)))
+        """Vectors (N, prior_dim) of any precision to (N, prior_width)."""
+        projected: Tensor = self.fc2(self.act(self.fc1(prior.to(self.fc1.weight.dtype))))
         return projected
 
 
@@ -64,7 +64,10 @@ class PriorAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.apply(initialise)
         self.tokens = nn.Parameter(torch.empty(1, config.prior_tokens, width))
-        nn.init.trunc_normal_(self.tokens, std=config.prior_token_std)
+        if config.prior_token_std > 0:
+            nn.init.trunc_normal_(self.tokens, std=config.prior_token_std)
+        else:
+            nn.init.zeros_(self.tokens)
         if config.uses_prior:
             self.gamma = nn.Parameter(torch.tensor(float(config.gamma_init)))
 

@@ -38,7 +38,8 @@ class MlpRoles:
     def bypassed(self) -> tuple[str, ...]:
         """Children whose own forward the fused pass does not call."""
         parent = self.convolution.rpartition(".")[0]
-        return tuple(name for name in (self.convolution, parent, self.activation) if name)
+        names = (self.convolution, parent, self.activation, self.dropout)
+        return tuple(name for name in names if name)
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,6 @@ def _joint_attention(module: nn.Module, children: set[str]) -> AttentionRoles | 
         pair=_size_style(module) is True,
         returns="tensor",
     )
-    if roles.sr and not roles.norm:
-        return "it has sr but no norm"
     return _why_not_attention(module, children, roles, _size_style(module)) or roles
 
 
@@ -264,19 +263,24 @@ def _projected_attention(module: nn.Module, children: set[str]) -> AttentionRole
 
 
 def _split_attention(module: nn.Module, children: set[str]) -> AttentionRoles | str | None:
-    """query, key, value, [sr, layer_norm]: SegFormer in transformers 4, projected elsewhere."""
-    if not {"query", "key", "value"} <= children or not hasattr(module, "sr_ratio"):
+    """query, key, value, [pool], [sr, layer_norm], [act], [proj].
+
+    SegFormer and GLPN in transformers, projected elsewhere; PVTv2 there.
+    """
+    if not {"query", "key", "value"} <= children:
+        return None
+    if not (hasattr(module, "sr_ratio") or hasattr(module, "spatial_reduction_ratio")):
         return None
     roles = AttentionRoles(
         query="query",
         keys_values=("key", "value"),
-        pool="",
-        sr=_first(children, "sr"),
+        pool=_first(children, "pool"),
+        sr=_first(children, "sr", "spatial_reduction"),
         norm=_first(children, "layer_norm"),
-        activation="",
-        attention_dropout=_first(children, "dropout"),
-        projection="",
-        projection_dropout="",
+        activation=_first(children, "act"),
+        attention_dropout=_first(children, "dropout", "attn_drop"),
+        projection=_first(children, "proj"),
+        projection_dropout=_first(children, "proj_drop"),
         heads="num_attention_heads",
         scale="",
         pair=_size_style(module, extras=True) is True,
@@ -299,6 +303,8 @@ def _why_not_attention(
         roles.projection,
         roles.projection_dropout,
     }
+    if roles.sr and not roles.norm:
+        return "it has sr but no norm"
     return (
         _unexpected(children, used)
         or _why_not_linear(module, *filter(None, (roles.query, *roles.keys_values)))

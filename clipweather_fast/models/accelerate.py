@@ -65,12 +65,13 @@ class AccelerationReport:
 def accelerate(model: nn.Module) -> AccelerationReport:
     """Makes the attention and feed-forward blocks of an existing network fast, in place.
 
-    Recognised by structure: the blocks of timm's ``pvt_v2_*``, Hugging Face's ``SegformerModel``,
-    TransWeather, PVTv2 and SegFormer's first code, and whatever else is built alike. A block is
-    swapped only after its original and its fused forward agreed, values and gradients, on random
-    tokens in float64. Parameters, state-dict keys, hooks, attributes and modes stay; ``isinstance``
-    with the original class stays true. Where a call asks for something the fused forward does not
-    do (dropout at work in training, attention probabilities), the block takes its original forward.
+    Recognised by structure: the blocks of timm's ``pvt_v2_*``, Hugging Face's ``SegformerModel``
+    and ``PvtV2Model``, TransWeather, PVTv2 and SegFormer's first code, and whatever else is built
+    alike. A block is swapped only after its original and its fused forward agreed, values and
+    gradients, on random tokens in float64. Parameters, state-dict keys, hooks, attributes and modes
+    stay; ``isinstance`` with the original class stays true. Where a call asks for something the
+    fused forward does not do (dropout at work in training, attention probabilities), the block
+    takes its original forward.
 
     Args:
         model: any module; wrappers (``DataParallel``, ``torch.compile``) are looked into.

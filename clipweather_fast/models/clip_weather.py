@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from clipweather_fast.models._conv_decoder import ConvDecoder
 from clipweather_fast.models._encoder import Encoder, ResidualPlace
+from clipweather_fast.models._frozen_prior import FrozenPrior, built_encoder
 from clipweather_fast.models._prior_embedding import PriorEmbedding, PriorHead
 from clipweather_fast.models.config import ClipWeatherConfig
 from clipweather_fast.models.network import RestorationNetwork
 from clipweather_fast.modules import SARFFN, ConvMlp
+
+if TYPE_CHECKING:
+    from clipweather_fast.clip import WeatherClassifier
 
 __all__ = ["ClipWeather"]
 
@@ -29,6 +33,12 @@ class ClipWeather(RestorationNetwork):
     checkpoint: 88 million parameters that never change. One that learns is the submodule
     ``prior_encoder`` from the start.
 
+    Attributes:
+        classifier: names the weather from the projected prior: a
+            :class:`clipweather_fast.clip.WeatherClassifier` on fixed text features, or None. It is
+            no submodule and not in the state dict; ``save_pretrained`` keeps it in a file of its
+            own, ``from_pretrained`` finds it there.
+
     Args:
         config: see :class:`ClipWeatherConfig`; None: the paper's.
     """
@@ -42,11 +52,12 @@ class ClipWeather(RestorationNetwork):
         self.encoder = Encoder(config, self._feed_forward, intra_patch=config.intra_patch)
         self.prior_embedding = PriorEmbedding(config)
         self.decoder = ConvDecoder(config.dims, config.decoder_tail)
-        self._frozen: list[nn.Module] = []
+        self._frozen = FrozenPrior(config)
+        self._classifier: list[nn.Module] = []
         if config.uses_prior:
             self.prior_head = PriorHead(config)
         if config.learns_prior:
-            self.prior_encoder = _built(config)
+            self.prior_encoder = built_encoder(config)
         if config.residual_output:  # begins as the identity
             nn.init.zeros_(self.decoder.conv_output.conv2d.weight)
             nn.init.zeros_(cast(Tensor, self.decoder.conv_output.conv2d.bias))
@@ -100,7 +111,7 @@ class ClipWeather(RestorationNetwork):
                 f"{type(self).__name__}: prior must be (N or 1, prior_dim) = ({n} or 1, {dim}), "
                 f"got {got}"
             )
-        projected: Tensor = self.prior_head(prior.to(self.prior_head.fc1.weight.dtype))
+        projected: Tensor = self.prior_head(prior)
         return projected.expand(n, -1)
 
     def residual_places(self) -> tuple[ResidualPlace, ...]:
@@ -121,29 +132,45 @@ class ClipWeather(RestorationNetwork):
             return None
         if self.config.learns_prior:
             return cast(Tensor, self.prior_encoder(image))
-        encoder = self._frozen_encoder(image.device)
-        with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-            return cast(Tensor, encoder(image.float())).to(image.dtype)
+        return self._frozen(image)
 
-    def _frozen_encoder(self, device: torch.device) -> nn.Module:
-        if not self._frozen:
-            with torch.inference_mode(False):
-                self._frozen.append(_built(self.config))
-        encoder = self._frozen[0]
-        if next(encoder.parameters()).device != device:
-            encoder.to(device)
-        return encoder
+    @property
+    def classifier(self) -> WeatherClassifier | None:
+        """What names the weather from the projected prior, if it is known.
 
+        Raises:
+            TypeError: when something else than a WeatherClassifier or None is assigned.
+            ValueError: when its features are not of length ``config.prior_width``, or the network
+                uses no prior.
+        """
+        return cast("WeatherClassifier", self._classifier[0]) if self._classifier else None
 
-def _built(config: ClipWeatherConfig) -> nn.Module:
-    """The prior encoder that a configuration names."""
-    from clipweather_fast.clip import build_prior_encoder
+    @classifier.setter
+    def classifier(self, classifier: WeatherClassifier | None) -> None:
+        from clipweather_fast.clip import WeatherClassifier
 
-    weights = None if config.learns_prior else config.prior_weights
-    encoder = build_prior_encoder(config.prior_encoder, weights)
-    if encoder.dim != config.prior_dim:
-        raise ValueError(
-            f"ClipWeather: the vectors of prior_encoder {config.prior_encoder!r} have length "
-            f"{encoder.dim}, but prior_dim is {config.prior_dim}"
-        )
-    return encoder
+        if classifier is None:
+            self._classifier = []
+            return
+        if not isinstance(classifier, WeatherClassifier):
+            raise TypeError(
+                f"{type(self).__name__}: classifier must be a WeatherClassifier or None, "
+                f"got {type(classifier).__name__}"
+            )
+        if not self.config.uses_prior:
+            raise ValueError(
+                f"{type(self).__name__}: prior_encoder is 'none', so there is no prior to classify"
+            )
+        width = classifier.features.shape[1]
+        if width != self.config.prior_width:
+            raise ValueError(
+                f"{type(self).__name__}: the classifier's text features must have length "
+                f"prior_width = {self.config.prior_width}, got {width}"
+            )
+        self._classifier = [classifier]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "classifier":  # nn.Module would make it a submodule and pass the property by
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)

@@ -154,7 +154,10 @@ class NetworkConfig:
             self._require(name, isinstance(getattr(self, name), bool), "True or False")
 
     def _require_word(self, name: str, *words: Any) -> None:
-        self._require(name, getattr(self, name) in words, "one of " + ", ".join(map(repr, words)))
+        value = getattr(self, name)
+        # True and 1.0 equal 1, and 3.0 equals 3, but a layer has no 3.0 rows.
+        known = any(type(value) is type(word) and value == word for word in words)
+        self._require(name, known, "one of " + ", ".join(map(repr, words)))
 
 
 @dataclass(frozen=True)

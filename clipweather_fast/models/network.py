@@ -116,7 +116,7 @@ class RestorationNetwork(nn.Module):
         picture = padded(image, self.size_multiple, self.minimum_size)
         picture = picture.contiguous(memory_format=torch.channels_last) * 2 - 1
         # After the normalisation: 16 bits hold values about zero better than values up to one.
-        picture = picture.to(next(self.parameters()).dtype)
+        picture = picture.to(self.image_encoder.dtype)
         residuals: list[Tensor] | None = [] if return_residuals else None
         y = self.restored(picture, prior, residuals)
         if y.shape[2] != height or y.shape[3] != width:
@@ -153,7 +153,10 @@ class RestorationNetwork(nn.Module):
     # ---- checkpoints -----------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``model.safetensors`` and ``config.json``; see :mod:`.checkpoints`."""
+        """Writes ``model.safetensors`` and ``config.json``; see :mod:`.checkpoints`.
+
+        A network that can name the weather also gets ``text_features.safetensors``.
+        """
         checkpoints.save(self, folder)
 
     @classmethod

@@ -13,7 +13,7 @@ from clipweather_fast.models import checkpoints
 from clipweather_fast.models.network import RestorationNetwork
 from clipweather_fast.models.registry import create_model, list_models
 
-__all__ = ["from_file", "recognised"]
+__all__ = ["from_file", "recognised", "without_prefixes"]
 
 
 def recognised(state: Mapping[str, Tensor]) -> str | None:
@@ -24,13 +24,20 @@ def recognised(state: Mapping[str, Tensor]) -> str | None:
 
     Args:
         state: tensors by name; prefixes that wrappers of modules leave on all names do not matter.
+            With anything else in it, as strangers' files have, it is no network's.
     """
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        return None
     for name in list_models():
-        shapes = _shapes(name)
-        bare = checkpoints._without_prefixes(dict(state), set(shapes))
-        if {key: tuple(tensor.shape) for key, tensor in bare.items()} == shapes:
+        bare = without_prefixes(state, name)
+        if {key: tuple(tensor.shape) for key, tensor in bare.items()} == _shapes(name):
             return name
     return None
+
+
+def without_prefixes(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors by the names they have in a registered network."""
+    return checkpoints._without_prefixes(dict(state), set(_shapes(name)))
 
 
 @cache

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from clipweather_fast.models import checkpoints
 from clipweather_fast.models.clip_weather import ClipWeather
 from clipweather_fast.models.config import ClipWeatherConfig, NetworkConfig, TransWeatherConfig
@@ -149,8 +151,15 @@ def _from_source(
             f"from_pretrained: {path} is a file and brings no configuration; use "
             f"create_model(NAME, pretrained={os.fspath(source)!r})"
         )
-    network = _network(config.replace(**changes))
-    checkpoints.load_checkpoint(network, path)
+    # Compared before there is memory: what a configuration from a stranger asks for may be more
+    # than the machine has, but not more than the tensors that come with it.
+    with torch.device("meta"):
+        network = _network(config.replace(**changes))
+    state = checkpoints.fitting_state(network, path)
+    network.to_empty(device=torch.get_default_device())
+    network.load_state_dict(state)
+    if path.is_dir() and isinstance(network, ClipWeather):
+        checkpoints.load_classifier(network, path)
     return network.eval()
 
 

@@ -26,7 +26,7 @@ def probability(who: str, **values: Any) -> None:
 
 def one_of(who: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """``ValueError`` unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
+    if not any(type(value) is type(one) and value == one for one in allowed):
         words = ", ".join(str(word) for word in allowed)
         raise ValueError(f"{who}: {name} must be one of {words}, got {value!r}")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
+from clipweather_fast.modules._observation import observed
 from clipweather_fast.modules._tokens import as_image, as_tokens, check
 
 __all__ = ["ConvMlp"]
@@ -20,8 +21,8 @@ class ConvMlp(nn.Module):
     .. math:: y = \mathrm{fc2}(\mathrm{GELU}(\mathrm{DWConv}(\mathrm{fc1}(x))))
 
     The convolution reads the hidden tokens where they lie (no transposed copy) and applies bias and
-    GELU in the same pass. Parameters are named as in those networks: ``fc1``, ``dwconv.dwconv``,
-    ``fc2``.
+    GELU in the same pass; layers that have hooks are called one by one. Parameters are named as in
+    those networks: ``fc1``, ``dwconv.dwconv``, ``fc2``.
 
     Args:
         dim: channels of the tokens.
@@ -84,6 +85,8 @@ class ConvMlp(nn.Module):
         """
         check(type(self).__name__, x, H, W)
         z = as_image(self.fc1(x), H, W)
+        if observed(self.dwconv, self.static, self.act):
+            return self._project(self.act(self.dwconv(z)))
         z = ops.depthwise_conv2d(z, self.static.weight, self.static.bias, activation="gelu")
         return self._project(z)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
+from clipweather_fast.modules._observation import observed
 
 __all__ = ["SARConv2d"]
 
@@ -87,7 +88,7 @@ class SARConv2d(nn.Module):
 
         With ``per_channel`` (N, C · K, H, W), the kernels of a channel side by side.
         """
-        if self.per_channel:
+        if self.per_channel or observed(self.depthwise, self.pointwise):
             maps: Tensor = self.pointwise(F.gelu(self.depthwise(x)))
             return maps
         logits: Tensor = ops.sar_logits(

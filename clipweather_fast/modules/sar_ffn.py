@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
+from clipweather_fast.modules._observation import observed
 from clipweather_fast.modules._tokens import as_image, check
 from clipweather_fast.modules.conv_mlp import ConvMlp
 from clipweather_fast.modules.sar_conv2d import SARConv2d
@@ -113,7 +114,7 @@ class SARFFN(ConvMlp):
         """
         check(type(self).__name__, x, H, W)
         z = as_image(self.fc1(x), H, W)
-        if self.arrangement == "sequential" or self.sar.per_channel:
+        if self.arrangement == "sequential" or self.sar.per_channel or self._observed():
             hidden, residual = self._in_steps(z)
             y = self._project(hidden)
             return (y, residual) if return_residual else y
@@ -151,13 +152,21 @@ class SARFFN(ConvMlp):
             return_residual=return_residual,
         )
 
+    def _observed(self) -> bool:
+        """Whether a layer that the operator replaces has hooks."""
+        own = () if self.arrangement == "direct" else (self.dwconv, self.static)
+        return observed(self.sar, self.sar.depthwise, self.sar.pointwise, self.act, *own)
+
     def _in_steps(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The same and R, for the variants that no one operator computes."""
+        """The same and R, for the variants that no one operator computes, and for hooks."""
         static: Tensor | float = 0.0
         if self.arrangement != "direct":
-            static = ops.depthwise_conv2d(z, self.static.weight, self.static.bias)
+            if observed(self.dwconv, self.static):
+                static = self.dwconv(z)
+            else:
+                static = ops.depthwise_conv2d(z, self.static.weight, self.static.bias)
         if self.arrangement == "sequential":
             assert isinstance(static, Tensor)
             z = static
         residual = self.sar(z)
-        return F.gelu(static + self.sign * residual), residual
+        return self.act(static + self.sign * residual), residual

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 __all__ = ["dispatcher_idle"]
 
@@ -43,13 +44,15 @@ def _ordinary(device: str) -> frozenset[int]:
 def dispatcher_idle(arguments: tuple[Any, ...]) -> bool:
     """Whether the dispatcher would do nothing to a call but run the implementation and autograd.
 
-    False while ``torch.compile``, ``torch.export``, ``torch.jit.trace``, a dispatch mode, a
-    ``torch.func`` transform, forward-mode differentiation or the profiler wants to see the
+    False while ``torch.compile``, ``torch.export``, ``torch.jit.trace``, a dispatch or function
+    mode, a ``torch.func`` transform, forward-mode differentiation or the profiler wants to see the
     operator, and where an argument is a subclass or lazily negated, or on no CPU or CUDA device.
     """
     if torch.compiler.is_compiling() or not _known:
         return False
     if forward_ad._current_level >= 0 or any(watcher() for watcher in _watchers):
+        return False
+    if has_torch_function(arguments):  # of a subclass without dispatch keys of its own, or a mode
         return False
     for argument in arguments:
         if not isinstance(argument, Tensor):

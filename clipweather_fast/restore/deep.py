@@ -20,11 +20,23 @@ if TYPE_CHECKING:
 
 __all__ = ["read_deep", "why_not_deep"]
 
+#: Entries of a TIFF file, and what they say of files that need care.
+BITS_PER_SAMPLE, SAMPLES_PER_PIXEL = 258, 277
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+PLANAR_CONFIGURATION, SEPARATE = 284, 2
+
 
 def _raw_mode(image: Image) -> str:
     """How Pillow's decoder is told to unpack the samples, such as "RGB;16B"."""
     arguments = image.tile[0].args if image.tile else ""  # type: ignore[attr-defined]
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _is_in_planes(image: Image) -> bool:
+    """Whether a TIFF file holds 16-bit colours one after the other."""
+    tags = getattr(image, "tag_v2", {})
+    several = tags.get(SAMPLES_PER_PIXEL, 1) > 1 and tags.get(PLANAR_CONFIGURATION) == SEPARATE
+    return several and 16 in tags.get(BITS_PER_SAMPLE, ())
 
 
 def why_not_deep(image: Image) -> str | None:
@@ -35,6 +47,12 @@ def why_not_deep(image: Image) -> str | None:
     raw = _raw_mode(image)
     if image.mode in ("I", "F") or raw.startswith("I;12"):
         return f"its samples are of a kind ({raw}) that is not supported; 1, 8 and 16 bits are"
+    if _is_in_planes(image):
+        # Unpacked plane by plane, the low bytes cannot be asked for.
+        return (
+            "its 16-bit samples are stored one colour after the other (PlanarConfiguration 2); "
+            "colours side by side are supported"
+        )
     if ";16" not in raw:
         return ""
     if raw.split(";")[0] not in ("I", "LA", "RGB", "RGBA", "RGBX"):
@@ -61,6 +79,8 @@ def read_deep(
         if image.mode.startswith("I;16"):
             load(image)
             gray = np.array(image).astype(np.uint16)[..., None]
+            if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+                gray ^= 0xFFFF  # with 8 bits Pillow does this itself
             return gray, metadata.orientation(image)
         if raw.startswith("LA"):
             # Two samples have four bytes: what Pillow takes for four samples of eight bits.

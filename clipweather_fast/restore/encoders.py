@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipweather_fast.restore.inks import inks
+from clipweather_fast.restore.metadata import without_gray
 from clipweather_fast.restore.picture import Picture, Samples
 
 __all__ = ["write_png", "write_tiff"]
@@ -43,6 +44,9 @@ def write_png(picture: Picture, file: BinaryIO) -> None:
     file.write(b"\x89PNG\r\n\x1a\n")
     header = struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPES[channels], 0, 0, 0)
     _chunk(file, b"IHDR", header)
+    for name, data in picture.encoding.get("colours", ()):
+        if name != b"sRGB" or not picture.icc_profile:  # the two exclude each other
+            _chunk(file, name, data)
     if picture.icc_profile:
         _chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc_profile))
     if picture.dpi is not None:
@@ -161,7 +165,10 @@ def _directory(picture: Picture, samples: Samples, rows: int, packed: bool) -> A
     if picture.dpi is not None:
         directory[282], directory[283] = picture.dpi
         directory[296] = 2
-    if picture.icc_profile:
+    profile = picture.icc_profile
+    if channels >= 3 and picture.mode == "L":
+        profile = without_gray(profile)
+    if profile:
         directory.tagtype[34675] = 7
-        directory[34675] = picture.icc_profile
+        directory[34675] = profile
     return directory

@@ -148,6 +148,11 @@ class Engine:
             if prior is not None and not bool(prior.isfinite().all()):
                 prior = self._autocast(torch.float32, self.model.encode_prior, small)
                 self.report = replace(self.report, retries=self.report.retries + 1)
+                if not bool(prior.isfinite().all()):
+                    raise ArithmeticError(
+                        "Restorer: the weather prior is NaN or infinity even in float32: bad "
+                        "weights?"
+                    )
         return prior
 
     # ---- one pass --------------------------------------------------------------------------

@@ -269,7 +269,8 @@ def _load(image: Image) -> None:
     """Decodes. Pillow checks its limit here again, but only of TIFF files."""
     from PIL import Image as pillow
 
-    limit = pillow.MAX_IMAGE_PIXELS
+    with metadata.unwarned():  # not while another thread has it lifted
+        limit = pillow.MAX_IMAGE_PIXELS
     if image.format == "TIFF" and limit is not None and image.width * image.height > limit:
         with _unlimited():
             image.load()
@@ -300,7 +301,7 @@ def _decoded(image: Image, path: Path, frame: int) -> Picture:
         raise PictureError(path, refused)
     kept = metadata.read(image) | {"path": path}
     asked = metadata.orientation(image)
-    if asked in (5, 6, 7, 8) and kept["dpi"] is not None:
+    if asked in metadata.LYING and kept["dpi"] is not None:
         kept["dpi"] = kept["dpi"][::-1]
     if refused is None:
 
@@ -357,7 +358,7 @@ def _upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     """The array turned and mirrored as EXIF's orientation 1 to 8 asks for."""
     if orientation == 1:
         return array
-    if orientation in (5, 6, 7, 8):
+    if orientation in metadata.LYING:
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
@@ -383,6 +384,8 @@ def _fitted(picture: Picture, format: str, path: Path) -> Picture:
     changes: dict[str, Any] = {"mode": mode, "inks": picture.inks if mode == "CMYK" else None}
     if picture.mode == "CMYK" != mode:
         changes["icc_profile"] = None  # it speaks of inks
+    elif mode in ("P", "RGB") and picture.mode in ("1", "L"):
+        changes["icc_profile"] = metadata.without_gray(picture.icc_profile)
     if mode != "CMYK" and (format not in DEEP or picture.mode == "CMYK"):
         changes["pixels"] = in_eight_bits(picture.pixels)
         changes["alpha"] = None if picture.alpha is None else in_eight_bits(picture.alpha)

@@ -5,6 +5,7 @@ Everything that can go wrong with names alone is found here, before anything is 
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,7 @@ def plan(
     extension: str = "auto",
     compare: bool = False,
     overwrite_inputs: bool = False,
+    skip_existing: bool = False,
 ) -> list[Job]:
     """The jobs for these inputs, in an order that depends on the names alone.
 
@@ -74,6 +76,8 @@ def plan(
         extension: "auto" keeps each picture's own, otherwise e.g. "png".
         compare: also plan a side-by-side picture, ``<name>_compare`` beside the target.
         overwrite_inputs: allow a target that is an input.
+        skip_existing: targets that are there will be left alone. A picture that was found in a
+            folder and lies where another's result goes then counts as that result.
 
     Raises:
         InputError: an input does not exist, or there is no picture in it.
@@ -93,8 +97,10 @@ def plan(
         if len({_real(picture.path) for picture in found}) > 1:
             raise OutputError(f"{output} names one picture, but there are {len(found)}")
         jobs = [(_job(found[0], output, compare), True)]
-    elif output.exists() and not output.is_dir():
+    elif os.path.exists(output) and not os.path.isdir(output):
         raise OutputError(f"{output} is a file; {len(found)} pictures need a folder")
+    if skip_existing:
+        jobs = _without_results(jobs)
     return _checked(jobs, overwrite_inputs)
 
 
@@ -123,34 +129,46 @@ def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
 
 
 def _found(name: str, output: Path) -> Iterator[_Found]:
-    path = Path(name)
-    if path.is_dir():
+    path = Path(name)  # os.path's questions have an answer for what may not be looked at, too
+    if os.path.isdir(path):
         pictures = list(_pictures_below(path, output))
         if not pictures:
             raise InputError(f"no picture in the folder {name}")
         yield from (_Found(picture, picture.relative_to(path), False) for picture in pictures)
-    elif path.exists():
+    elif os.path.exists(path):
         yield _Found(path, Path(path.name), True)
-    elif path.is_symlink():
+    elif os.path.islink(path):
         raise InputError(f"{name} is a symbolic link to nothing, or to itself")
     elif glob.has_magic(name):
         yield from _matching(path, output)
     else:
-        raise InputError(f"{name} does not exist")
+        raise InputError(_why_not_there(name))
+
+
+def _why_not_there(name: str) -> str:
+    try:
+        os.stat(name)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"{name}: {error.strerror}"
+    return f"{name} does not exist"
 
 
 def _matching(pattern: Path, output: Path) -> Iterator[_Found]:
     """The pictures that a pattern names, placed relative to the part of it that is fixed."""
-    fixed = pattern
-    while glob.has_magic(str(fixed)):
+    fixed = pattern.parent
+    # A folder that is there is itself, also if its name looks like a pattern.
+    while glob.has_magic(str(fixed)) and not os.path.isdir(fixed):
         fixed = fixed.parent
     parts = pattern.relative_to(fixed).parts
+    if ".." in parts:
+        raise InputError(f"{pattern} goes up after a wildcard: where would its pictures go?")
     if "**" in parts:  # glob would follow links in circles
-        below = _pictures_below(fixed, output) if fixed.is_dir() else iter(())
+        below = _pictures_below(fixed, output) if os.path.isdir(fixed) else iter(())
         paths = [path for path in below if _fits(path.relative_to(fixed).parts, parts)]
     else:
         written = os.path.realpath(output)
-        names = map(Path, sorted(glob.iglob(str(pattern))))
+        names = map(Path, sorted(glob.iglob(os.path.join(glob.escape(str(fixed)), *parts))))
         paths = [p for p in names if _is_picture(p) and os.path.realpath(p.parent) != written]
     if not paths:
         raise InputError(f"no picture matches {pattern}")
@@ -188,7 +206,7 @@ def _pictures_below(folder: Path, output: Path) -> Iterator[Path]:
                     continue
                 entered.add(real)
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
-                links += [here / name for name in folders if (here / name).is_symlink()]
+                links += [here / name for name in folders if os.path.islink(here / name)]
                 yield from (here / name for name in sorted(names) if _is_picture(here / name))
         waiting = links
     yield from closed
@@ -197,14 +215,14 @@ def _pictures_below(folder: Path, output: Path) -> Iterator[Path]:
 def _is_picture(path: Path) -> bool:
     """By its name; whether it can be read shows when it is."""
     hidden = path.name.startswith(".")
-    return not hidden and path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir()
+    return not hidden and path.suffix.lower() in PICTURE_SUFFIXES and not os.path.isdir(path)
 
 
 # ---- naming --------------------------------------------------------------------------------------
 
 
 def _is_file_name(output: Path) -> bool:
-    return not output.is_dir() and output.suffix.lower() in PICTURE_SUFFIXES
+    return not os.path.isdir(output) and output.suffix.lower() in PICTURE_SUFFIXES
 
 
 def _named(place: Path, suffix: str, extension: str) -> Path:
@@ -217,6 +235,19 @@ def _job(picture: _Found, target: Path, compare: bool) -> Job:
     return Job(picture.path, target, beside)
 
 
+def _without_results(jobs: Sequence[tuple[Job, bool]]) -> list[tuple[Job, bool]]:
+    """The jobs less those whose source, found in a folder, is where another one's result goes."""
+    results: dict[Path, set[Path]] = {}
+    for job, _ in jobs:
+        for target in filter(None, (job.target, job.compare)):
+            results.setdefault(_place(target), set()).add(_real(job.source))
+    return [
+        (job, named)
+        for job, named in jobs
+        if named or not results.get(_real(job.source), set()) - {_real(job.source)}
+    ]
+
+
 def _checked(jobs: Sequence[tuple[Job, bool]], overwrite_inputs: bool) -> list[Job]:
     """The jobs without repetitions and without results of an earlier run."""
     owners: dict[Path, Job] = {}
@@ -226,7 +257,8 @@ def _checked(jobs: Sequence[tuple[Job, bool]], overwrite_inputs: bool) -> list[J
             if _real(other.source) != _real(job.source):
                 raise OutputError(
                     f"{other.source} and {job.source} would both write {target}; give them "
-                    "different outputs, or keep their extensions with --ext auto"
+                    "different outputs, or keep their extensions with --ext auto; if one is a "
+                    "result of the other, --skip-existing leaves it alone"
                 )
     kept: dict[Path, Job] = {}
     for job, named in jobs:

@@ -14,7 +14,7 @@ from clipweather_fast.restore.picture import Picture
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
 
-__all__ = ["options", "orientation", "read", "unwarned"]
+__all__ = ["LYING", "options", "orientation", "read", "unwarned", "without_gray"]
 
 ORIENTATION = 0x0112
 #: Entries that describe the photograph: description, maker, model, software, time, artist,
@@ -24,6 +24,10 @@ DESCRIBING = {270, 271, 272, 305, 306, 315, 316, 33432, 0x4746, 0x4749, *range(0
 #: Blocks of their own: the camera's settings, and the place.
 BLOCKS = (0x8769, 0x8825)
 INTEROPERABILITY = 0xA005
+#: Columns and rows, in the camera's block.
+SIDES = (0xA002, 0xA003)
+#: Orientations that exchange rows and columns.
+LYING = (5, 6, 7, 8)
 #: Compressions of TIFF that lose nothing and that Pillow can write for any mode.
 LOSSLESS_TIFF = {
     "raw",
@@ -34,6 +38,8 @@ LOSSLESS_TIFF = {
     "lzma",
     "zstd",
 }
+#: Chunks of PNG that say what its colours mean, where no profile does.
+COLOUR_CHUNKS = (b"cHRM", b"cICP", b"gAMA", b"sRGB")
 BILEVEL_TIFF = {"group3", "group4", "tiff_ccitt"}
 
 _lock = threading.RLock()
@@ -49,12 +55,14 @@ def read(image: Image) -> dict[str, Any]:
     if numbers is not None and not all(math.isfinite(v) and 0 < v < 1e6 for v in numbers):
         numbers = None
     format = image.format or "PNG"
+    # First: to look for EXIF data Pillow may decode the picture, and lets go of the file.
+    encoding = _encoding(image)
     return {
         "format": "JPEG" if format == "MPO" else format,
         "icc_profile": image.info.get("icc_profile") or None,
         "exif": _exif(image),
         "dpi": numbers,
-        "encoding": _encoding(image),
+        "encoding": encoding,
     }
 
 
@@ -77,7 +85,13 @@ def options(picture: Picture, format: str, quality: int) -> dict[str, Any]:
     if picture.dpi is not None and format in ("PNG", "JPEG", "TIFF", "BMP"):
         told["dpi"] = picture.dpi
     encoding = picture.encoding
-    if format == "JPEG":
+    if format == "PNG" and encoding.get("colours"):
+        from PIL.PngImagePlugin import PngInfo
+
+        told["pnginfo"] = PngInfo()
+        for name, data in encoding["colours"]:
+            told["pnginfo"].add(name, data)
+    elif format == "JPEG":
         told["quality"] = quality
         told["subsampling"] = encoding.get("subsampling", 0)
         told["progressive"] = encoding.get("progressive", False)
@@ -90,6 +104,12 @@ def options(picture: Picture, format: str, quality: int) -> dict[str, Any]:
         compression = usual if fits else "tiff_adobe_deflate"
         told["compression"] = None if compression == "raw" else compression
     return told
+
+
+def without_gray(profile: bytes | None) -> bytes | None:
+    """The profile, unless it is one of gray values, which a file of colours cannot have."""
+    gray = profile is not None and profile[16:20] == b"GRAY"  # the header's colour space
+    return None if gray else profile
 
 
 @contextmanager
@@ -126,6 +146,9 @@ def _exif(image: Image) -> bytes | None:
         for number in BLOCKS:
             block = dict(found.get_ifd(number))
             block.pop(INTEROPERABILITY, None)
+            if found.get(ORIENTATION) in LYING and all(side in block for side in SIDES):
+                columns, rows = SIDES
+                block[columns], block[rows] = block[rows], block[columns]
             if block:
                 kept[number] = block
         if ORIENTATION in found:
@@ -158,7 +181,26 @@ def _encoding(image: Image) -> dict[str, Any]:
         return {"lossless": _is_lossless_webp(image)}
     if image.format == "TIFF":
         return {"compression": image.info.get("compression", "raw")}
+    if image.format == "PNG":
+        return {"colours": _colour_chunks(image)}
     return {}
+
+
+def _colour_chunks(image: Image) -> tuple[tuple[bytes, bytes], ...]:
+    """Names and contents of the chunks before the pixels that give the colours a meaning."""
+    found = {}
+    file = image.fp  # type: ignore[attr-defined]
+    with _unharmed():
+        place = file.tell()
+        file.seek(8)
+        while len(header := file.read(8)) == 8 and header[4:] != b"IDAT":
+            size = int.from_bytes(header[:4])
+            if header[4:] in COLOUR_CHUNKS and size <= 32:  # none has more
+                found[header[4:]] = file.read(size)
+                size = 0
+            file.seek(size + 4, 1)
+        file.seek(place)
+    return tuple(found.items())
 
 
 def _is_lossless_webp(image: Image) -> bool:

@@ -57,7 +57,8 @@ class Picture:
         exif: a block of EXIF data that begins with ``b"Exif\\0\\0"``, orientation 1.
         dpi: pixels per inch, across and down.
         encoding: what the file's encoder was told: ``subsampling``, ``progressive`` (JPEG),
-            ``lossless`` (WebP), ``compression`` (TIFF).
+            ``lossless`` (WebP), ``compression`` (TIFF), ``colours`` (PNG: the names and contents of
+            its chunks gAMA, cHRM, sRGB and cICP).
         path: where it was read.
     """
 

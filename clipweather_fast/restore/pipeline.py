@@ -56,6 +56,10 @@ class Pipeline(Generic[PictureType]):
         alike: pictures for which it gives the same may be restored together.
         batch: so many of them, if they are decoded already.
         workers: threads that decode, and as many that encode.
+        size: the bytes of a picture.
+        memory: bytes that waiting pictures may take together, as far as that can be known before
+            they are decoded: all are taken to be as large as the largest so far. None: no limit
+            but that of their number.
     """
 
     read: Callable[[Path], PictureType]
@@ -66,6 +70,8 @@ class Pipeline(Generic[PictureType]):
     alike: Callable[[PictureType], Hashable] = id
     batch: int = 1
     workers: int = min(4, os.cpu_count() or 1)
+    size: Callable[[PictureType], int] = lambda picture: 0
+    memory: int | None = None
 
     def run(
         self, jobs: Sequence[Job], skip_existing: bool = False
@@ -85,29 +91,45 @@ class Pipeline(Generic[PictureType]):
         ahead: deque[_Reading[PictureType]] = deque()
         behind: set[Future[Outcome]] = set()
         waiting = iter(jobs)
+        largest = 0  # picture until now, in bytes
+        most_ahead, most_behind = self._most(largest)
         try:
             while True:
-                for job in waiting:
+                while len(ahead) < most_ahead and (job := next(waiting, None)) is not None:
                     if skip_existing and _exists(job):
                         yield Outcome(job, "skipped")
-                        continue
-                    ahead.append((job, readers.submit(self.read, job.source)))
-                    if len(ahead) >= 2 * self.workers + self.batch - 1:
-                        break
+                    else:
+                        ahead.append((job, readers.submit(self.read, job.source)))
                 if not ahead:
                     break
-                for outcome in self._restored(self._together(ahead)):
+                batch = self._together(ahead)
+                for _, reading in batch:
+                    if reading.exception() is None:
+                        largest = max(largest, self.size(reading.result()))
+                for outcome in self._restored(batch):
                     if isinstance(outcome, Outcome):
                         yield outcome
                     else:
                         behind.add(writers.submit(self._write, *outcome))
-                full = len(behind) >= 2 * self.workers
-                yield from _written(behind, wait_for=FIRST_COMPLETED if full else None)
+                del batch, reading, outcome  # they hold pictures
+                most_ahead, most_behind = self._most(largest)
+                yield from _written(behind, wait_for=None)
+                while len(behind) >= most_behind:
+                    yield from _written(behind, wait_for=FIRST_COMPLETED)
             while behind:
                 yield from _written(behind, wait_for=FIRST_COMPLETED)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
             writers.shutdown(wait=True, cancel_futures=True)
+
+    def _most(self, largest: int) -> tuple[int, int]:
+        """How many pictures may wait to be restored, and how many to be written."""
+        ahead, behind = 2 * self.workers + self.batch - 1, 2 * self.workers
+        if self.memory is None:
+            return ahead, behind
+        # Behind the network there are two to compare. With fewer than two nothing would overlap.
+        fit = max(2, self.memory // (3 * largest) if largest else 2)
+        return min(ahead, fit), min(behind, fit)
 
     def _together(self, ahead: deque[_Reading[PictureType]]) -> list[_Reading[PictureType]]:
         """The next picture, once it is decoded, and those like it that follow and are decoded."""
@@ -124,8 +146,11 @@ class Pipeline(Generic[PictureType]):
 
     def _restored(
         self, batch: list[_Reading[PictureType]]
-    ) -> Iterator[Outcome | tuple[Outcome, PictureType, PictureType]]:
-        """For each picture why it failed, or (outcome, picture, restored picture) to be written."""
+    ) -> Iterator[Outcome | tuple[Outcome, PictureType | None, PictureType]]:
+        """For each picture why it failed, or (outcome, picture, restored picture) to be written.
+
+        The picture as it was is there if it is to be compared.
+        """
         job, _ = batch[0]
         try:
             pictures = [reading.result() for _, reading in batch]
@@ -141,14 +166,17 @@ class Pipeline(Generic[PictureType]):
             return
         for (job, _), before, after in zip(batch, pictures, restored, strict=True):
             details = self.details(before)
-            yield Outcome(job, "restored", None, seconds, details), before, after
+            kept = None if job.compare is None else before
+            yield Outcome(job, "restored", None, seconds, details), kept, after
 
-    def _write(self, outcome: Outcome, picture: PictureType, restored: PictureType) -> Outcome:
+    def _write(
+        self, outcome: Outcome, picture: PictureType | None, restored: PictureType
+    ) -> Outcome:
         target = outcome.job.target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             self.write(restored, target)
-            if outcome.job.compare is not None:
+            if outcome.job.compare is not None and picture is not None:
                 target = outcome.job.compare
                 self.write(self.beside(picture, restored), target)
         except Exception as error:
@@ -176,7 +204,9 @@ def in_words(error: BaseException, path: Path) -> str:
 
 
 def _exists(job: Job) -> bool:
-    return job.target.is_file() and (job.compare is None or job.compare.is_file())
+    # An empty file is what a crash of the machine leaves of one that was not on its disk yet.
+    files = filter(None, (job.target, job.compare))
+    return all(os.path.isfile(file) and os.path.getsize(file) > 0 for file in files)
 
 
 def _written(behind: set[Future[Outcome]], wait_for: str | None) -> Iterator[Outcome]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from clipweather_fast.restore.aside import written_aside
 from clipweather_fast.restore.held_prior import THUMBNAIL, HeldPrior
+from clipweather_fast.restore.turn import Turn
 
 if TYPE_CHECKING:
     import av
@@ -134,7 +135,8 @@ def restore_video(
     held = HeldPrior(restorer.encode_prior, prior_limit)
     with ExitStack() as stack:
         try:
-            reader = _Reader(stack.enter_context(av.open(str(source))), source)
+            # As a file by name: FFmpeg takes what is before a colon for a protocol.
+            reader = _Reader(stack.enter_context(av.open(f"file:{source}")), source)
             # Closed in the opposite order: the container writes its end before the file appears.
             file = stack.enter_context(written_aside(target))
             output = stack.enter_context(av.open(file, "w", format=container))
@@ -217,7 +219,7 @@ class _Reader:
         if first is None:
             raise VideoError(f"{source}: its video has no frames")
         self.first: av.VideoFrame = first
-        self.turns = round(first.rotation / 90) % 4
+        self.turn = Turn.of(first)
 
     @property
     def expected(self) -> int | None:
@@ -271,8 +273,9 @@ class _Reader:
             format="rgb24",
             **(_colours(frame) | {"interpolation": "AREA"}),
         )
-        upright = np.ascontiguousarray(np.rot90(pixels, self.turns)) if self.turns else pixels
-        return _Frame(upright, cast(Pixels, small.to_ndarray()), pts, frame.duration or 0)
+        return _Frame(
+            self.turn.applied(pixels), cast(Pixels, small.to_ndarray()), pts, frame.duration or 0
+        )
 
 
 class _Writer:
@@ -296,7 +299,7 @@ class _Writer:
         self._stream = stream
         width, height = first.width, first.height
         shape = source.sample_aspect_ratio or Fraction(1)
-        if reader.turns % 2:
+        if reader.turn.exchanged:
             width, height, shape = height, width, 1 / shape
         stream.width, stream.height = width, height
         stream.pix_fmt = self._format = _pixel_format(stream, first, width, height)
@@ -398,9 +401,13 @@ def _pixel_format(stream: Any, frame: av.VideoFrame, width: int, height: int) ->
         sampling = "422"
     if (width % 2 and sampling != "444") or (height % 2 and sampling == "420"):
         sampling = "444"  # halves of odd sides would cost a row or column
-    ending = "p10le" if _depth(frame) > 8 else "p"
+    depth = _depth(frame)
+    deep = (10, 12, 16)
+    # The nearest that is enough, else the deepest there is.
+    bits = [d for d in deep if d >= depth] + [d for d in reversed(deep) if d < depth]
+    endings = [f"p{d}le" for d in bits] if depth > 8 else []
     held = {format.name for format in stream.codec.video_formats or ()}
-    wanted = [f"yuv{s}{e}" for e in (ending, "p") for s in (sampling, "444", "420")]
+    wanted = [f"yuv{s}{e}" for e in (*endings, "p") for s in (sampling, "444", "420")]
     return next(name for name in wanted if name in held)
 
 

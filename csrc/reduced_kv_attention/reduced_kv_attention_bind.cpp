@@ -1,36 +1,11 @@
-#include <pybind11/stl.h>
-
-#include <array>
-
-#include "common/bindings.h"
-#include "reduced_kv_attention/reduced_kv_attention.h"
+#include "reduced_kv_attention/reduced_kv_attention_bind.h"
 
 namespace clipweather {
 namespace {
 
-using Strides = std::array<int64_t, 9>;  // of q, k and v, each (N, L, heads)
-using Lengths = std::array<int64_t, 5>;  // N, heads, Lq, Lk, d
-
-AttentionSizes sizes(const Lengths& lengths, const Strides& strides, double scale, int dtype) {
-  AttentionSizes size{};
-  size.n = lengths[0];
-  size.heads = lengths[1];
-  size.queries = lengths[2];
-  size.keys = lengths[3];
-  size.d = lengths[4];
-  for (int i = 0; i < 3; ++i) {
-    size.q_stride[i] = strides[i];
-    size.k_stride[i] = strides[3 + i];
-    size.v_stride[i] = strides[6 + i];
-  }
-  size.scale = scale;
-  size.dtype = static_cast<DType>(dtype);
-  return size;
-}
-
 void forward_cpu(Address q, Address k, Address v, Address out, Address lse, Address workspace,
-                 int64_t workspace_bytes, const Lengths& lengths, const Strides& strides,
-                 double scale, int dtype, int threads) {
+                 int64_t workspace_bytes, const AttentionLengths& lengths,
+                 const AttentionStrides& strides, double scale, int dtype, int threads) {
   AttentionForwardArgs args{};
   args.q = pointer<const void>(q);
   args.k = pointer<const void>(k);
@@ -39,7 +14,7 @@ void forward_cpu(Address q, Address k, Address v, Address out, Address lse, Addr
   args.lse = pointer<void>(lse);
   args.workspace = pointer<void>(workspace);
   args.workspace_bytes = workspace_bytes;
-  args.size = sizes(lengths, strides, scale, dtype);
+  args.size = attention_sizes(lengths, strides, scale, dtype);
   args.threads = threads;
   const pybind11::gil_scoped_release release;
   CLIPWEATHER_CPU_CALL(reduced_kv_attention_forward, args);
@@ -47,8 +22,8 @@ void forward_cpu(Address q, Address k, Address v, Address out, Address lse, Addr
 
 void backward_cpu(Address grad, Address q, Address k, Address v, Address out, Address lse,
                   Address grad_q, Address grad_k, Address grad_v, Address partials,
-                  Address workspace, int64_t workspace_bytes, const Lengths& lengths,
-                  const Strides& strides, double scale, int dtype, int threads) {
+                  Address workspace, int64_t workspace_bytes, const AttentionLengths& lengths,
+                  const AttentionStrides& strides, double scale, int dtype, int threads) {
   AttentionBackwardArgs args{};
   args.grad = pointer<const void>(grad);
   args.q = pointer<const void>(q);
@@ -62,7 +37,7 @@ void backward_cpu(Address grad, Address q, Address k, Address v, Address out, Ad
   args.partials = pointer<void>(partials);
   args.workspace = pointer<void>(workspace);
   args.workspace_bytes = workspace_bytes;
-  args.size = sizes(lengths, strides, scale, dtype);
+  args.size = attention_sizes(lengths, strides, scale, dtype);
   args.threads = threads;
   const pybind11::gil_scoped_release release;
   CLIPWEATHER_CPU_CALL(reduced_kv_attention_backward, args);
@@ -76,8 +51,8 @@ CLIPWEATHER_BINDINGS(reduced_kv_attention) {
   module.def("reduced_kv_attention_forward_cpu", &forward_cpu);
   module.def("reduced_kv_attention_backward_cpu", &backward_cpu);
   // Bytes per thread, and elements of partial sums: (forward, backward, partials).
-  module.def("reduced_kv_attention_workspace_cpu", [](const Lengths& lengths, int dtype) {
-    const AttentionSizes size = sizes(lengths, Strides{}, 1.0, dtype);
+  module.def("reduced_kv_attention_workspace_cpu", [](const AttentionLengths& lengths, int dtype) {
+    const AttentionSizes size = attention_sizes(lengths, AttentionStrides{}, 1.0, dtype);
     return std::array<int64_t, 3>{attention_workspace(size), attention_backward_workspace(size),
                                   attention_partials(size)};
   });

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from clipweather_fast.cli import app
 from clipweather_fast.clip import TextFeatures
 from clipweather_fast.models import list_models
+from clipweather_fast.restore import Restorer
 from command import clipweather, words
 
 
@@ -62,6 +63,20 @@ def test_without_text_features_nothing_is_guessed(checkpoint: Path, tmp_path: Pa
     result = CliRunner().invoke(app, [*arguments, "--text", str(tmp_path / "a.png")])
     assert result.exit_code == 2
     assert "is not a file of text features" in words(result.output)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_picture_for_which_memory_does_not_suffice_is_named(
+    error: Exception, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Restorer, "classify", fail)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    result = CliRunner().invoke(app, ["classify", str(tmp_path / "a.png"), "-n", str(checkpoint)])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"{tmp_path / 'a.png'}: {type(error).__name__}")
 
 
 def test_models_lists_every_registered_network() -> None:

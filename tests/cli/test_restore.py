@@ -18,6 +18,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipweather_fast.cli import app
+from clipweather_fast.cli._stopping import stoppable
+from clipweather_fast.cli.restore import Run
 from clipweather_fast.restore import Restorer, read_picture
 from command import COMMAND, clipweather, in_snow, is_whole, words
 
@@ -187,6 +189,31 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.png")) if folder.is_dir() else []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_kill_and_a_closed_terminal_stop_it_as_control_c_does(
+    number: signal.Signals, checkpoint: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr(Run, "watch", killed)
+    code, said = run("in", "-o", "out", "-n", checkpoint, "--json", "report.json")
+    assert code == 128 + number
+    assert "interrupted: 0 restored" in said
+    assert json.loads(Path("report.json").read_text())["interrupted"] is True
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 # ---- what the options mean -----------------------------------------------------------------------
 
 
@@ -232,6 +259,10 @@ def run(*arguments: str | Path) -> tuple[int, str]:
         (("in", "-o", "out", "-n", "a/b.pth"), "'--model' / '-n'", "no file or folder a/b.pth"),
         (("in", "-o", "out", "-n", "in/a.png"), "'--model' / '-n'", "cannot be read"),
         (("in", "-o", "out", "--json", "in/a.png/r.json"), "'--json'", "in/a.png"),
+        (("in", "-o", "out", "--json", "in/../in/b.png"), "'--json'", "is a picture's file"),
+        (("in", "-o", "out", "--json", "out/b.png"), "'--json'", "is a picture's file"),
+        (("x" * 300, "-o", "out"), "'--input' / '-i'", "File name too long"),
+        (("in", "-o", "x" * 300), "'--output' / '-o'", "File name too long"),
     ],
 )
 def test_wrong_options_exit_2_and_are_named(

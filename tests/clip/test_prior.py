@@ -23,7 +23,14 @@ def tiny(kind: str) -> PriorEncoder:
 
 
 every_family = pytest.mark.parametrize(
-    "kind", [tiny_clip.KIND, "clip:tiny-resnet-quickgelu", "imagenet", "convolutional:32"]
+    "kind",
+    [
+        tiny_clip.KIND,
+        "clip:tiny-resnet-quickgelu",
+        f"clip-class:{tiny_clip.NAME}",
+        "imagenet",
+        "convolutional:32",
+    ],
 )
 frozen_families = pytest.mark.parametrize("kind", [tiny_clip.KIND, "imagenet"])
 
@@ -52,6 +59,22 @@ def test_computes_the_vision_transformer() -> None:
     torch.testing.assert_close(encoder(image), expected, rtol=1e-4, atol=1e-5)
     plain = build_prior_encoder("clip:tiny-vit", state)
     assert (plain(image) - expected).abs().max() > 1e-3
+
+
+def test_the_class_token_before_the_projection() -> None:
+    state, image = tiny_clip.clip_weights(), torch.rand(2, 3, 45, 61)
+    encoder = build_prior_encoder(f"clip-class:{tiny_clip.NAME}", state)
+    prior = encoder(image)
+    assert prior.shape == (2, encoder.dim) == (2, 64)
+    projected = build_prior_encoder(tiny_clip.KIND, state)(image)
+    torch.testing.assert_close(prior @ state["visual.proj"], projected, rtol=1e-4, atol=1e-5)
+    with torch.device("meta"):
+        full = build_prior_encoder("clip-class:ViT-B-32-quickgelu", "random")
+    assert full.dim == 768
+    # The specification's total with two linear layers 768 -> 512 -> 512 instead.
+    head = 768 * 512 + 512 + 512 * 512 + 512
+    total = 126_388_663 - 87_849_216 - 525_312 + head + sum(p.numel() for p in full.parameters())
+    assert f"{total / 1e6:.3f}" == "126.127"
 
 
 @every_family
@@ -137,6 +160,23 @@ def test_imagenet_weights_of_timm_s_own_layout() -> None:
     torch.testing.assert_close(encoder(image), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_buffers_that_no_file_holds_are_made() -> None:
+    import timm
+
+    with torch.random.fork_rng():
+        donor = timm.create_model("levit_128s").eval()
+    names = {name for name, _ in donor.named_buffers()} - set(donor.state_dict())
+    assert names
+    encoder = build_prior_encoder("imagenet:levit_128s", donor.state_dict())
+    assert not any(tensor.is_meta for tensor in encoder.buffers())
+    image = torch.rand(1, 3, 224, 224)
+    mean, std = donor.pretrained_cfg["mean"], donor.pretrained_cfg["std"]
+    with torch.no_grad():
+        features = donor.forward_features(normalised(image, mean, std))
+        expected = donor.forward_head(features, pre_logits=True)
+    torch.testing.assert_close(encoder(image), expected, rtol=1e-4, atol=1e-4)
+
+
 @every_family
 def test_half_precision_and_autocast_stay_near(kind: str) -> None:
     image = torch.rand(2, 3, 40, 30)
@@ -173,14 +213,16 @@ def test_what_is_no_picture_is_refused(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("none", "kind must be one of clip:MODEL, imagenet"),
-        ("clip", "kind must be one of clip:MODEL, imagenet"),
-        ("convolutional:wide", "kind must be one of clip:MODEL, imagenet"),
+        ("none", "kind must be one of clip:MODEL, clip-class:MODEL, imagenet"),
+        ("clip", "kind must be one of clip:MODEL, clip-class:MODEL, imagenet"),
+        ("convolutional:wide", "kind must be one of clip:MODEL, clip-class:MODEL, imagenet"),
         ("clip:ViT-B-23-quickgelu", "open_clip has no model .*nearest: ViT-B-32-quickgelu"),
         ("clip:ViT-B-16-SigLIP", "is not a CLIP model of open_clip's own towers"),
         ("clip:local-dir:/tmp", "open_clip has no model 'local-dir:/tmp'"),
         ("imagenet:resnet19", "timm has no model 'resnet19'"),
-        ("convolutional:48", "must be a positive multiple of 32, got 48"),
+        ("convolutional:48", "must be a positive multiple of 32, at most 8192, got 48"),
+        ("convolutional:99999999968", "at most 8192, got 99999999968"),
+        ("clip-class:tiny-resnet-quickgelu", "a ResNet has no class token"),
     ],
 )
 def test_wrong_kinds_are_named(kind: str, words: str) -> None:

@@ -142,6 +142,17 @@ def test_open_clip_s_tags_are_known_before_they_are_fetched(
     assert torch.equal(prior("own"), prior(state))
 
 
+def test_whatever_breaks_while_a_tag_is_fetched_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(*_: object, **__: object) -> str:
+        raise RuntimeError("the proxy wants a password")
+
+    monkeypatch.setattr("open_clip.download_pretrained", refuses)
+    with pytest.raises(EncoderUnavailable, match=r"the proxy wants a password\); pass a file"):
+        build_prior_encoder("clip:ViT-B-32-quickgelu", "openai")
+
+
 @pytest.mark.parametrize("source", ["nowhere/weights.safetensors", "lost.pth", Path("lost")])
 def test_missing_files_are_named(source: str | Path) -> None:
     with pytest.raises(EncoderUnavailable, match=r"no weights file (nowhere|lost).*; pass a file"):

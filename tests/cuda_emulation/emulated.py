@@ -26,7 +26,7 @@ ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "cuda_emulation"
 #: The operators whose CUDA sources are emulated.
-OPERATORS = ("sar_conv2d", "sar_logits")
+OPERATORS = ("sar_conv2d", "sar_logits", "reduced_kv_attention")
 FLAGS = (
     *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w"),
     *("-DCLIPWEATHER_WITH_CUDA=1", '-DCLIPWEATHER_CUDA_ARCHS="emulated"'),

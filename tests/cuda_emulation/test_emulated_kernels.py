@@ -12,7 +12,13 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent
-OPERATORS = ("sar_conv2d", "depthwise_conv2d", "sar_logits", "sar_mixer")
+OPERATORS = (
+    "sar_conv2d",
+    "depthwise_conv2d",
+    "sar_logits",
+    "sar_mixer",
+    "reduced_kv_attention",
+)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")

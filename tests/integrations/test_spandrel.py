@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ def registry() -> spandrel.ArchRegistry:
     [
         ("clipweather_tiny", "plain"),
         ("clipweather_tiny", "params_ema"),
+        ("clipweather_tiny", "_orig_mod."),
         ("transweather", "state_dict"),
     ],
 )
@@ -39,7 +41,10 @@ def test_a_checkpoint_file_is_recognised_and_restores(
     torch.manual_seed(0)
     network = create_model(name).eval()
     state = network.state_dict()
-    torch.save(state if wrapper == "plain" else {wrapper: state}, tmp_path / "model.pth")
+    if wrapper.endswith("."):
+        state = {f"{wrapper}{name}": tensor for name, tensor in state.items()}
+    content = {wrapper: state} if wrapper in ("params_ema", "state_dict") else state
+    torch.save(content, tmp_path / "model.pth")
 
     model = spandrel.ModelLoader(registry=registry).load_from_file(tmp_path / "model.pth")
     assert (model.architecture.id, model.tags, model.scale) == ("clipweather_fast", [name], 1)
@@ -61,6 +66,15 @@ def test_other_networks_stay_what_they_were(registry: spandrel.ArchRegistry) -> 
     state.popitem()
     with pytest.raises(spandrel.UnsupportedModelError):
         registry.load(state)
+
+
+@pytest.mark.parametrize(
+    "state", [{"epoch": 3, "weight": torch.zeros(2)}, {0: torch.zeros(2)}, {"state": {1: None}}]
+)
+def test_what_is_no_state_dict_is_left_to_the_others(
+    state: dict[Any, Any], registry: spandrel.ArchRegistry
+) -> None:
+    assert not registry["clipweather_fast"].detect(state)
 
 
 def test_install_adds_to_the_registry_that_spandrel_uses_and_only_then() -> None:

@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from clipweather_fast import clip
 from small_networks import FakePriorEncoder
 
 
@@ -23,5 +24,6 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[FakePriorEncoder]:
 
     fake = types.ModuleType("clipweather_fast.clip")
     fake.build_prior_encoder = build  # type: ignore[attr-defined]
+    fake.WeatherClassifier = clip.WeatherClassifier  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "clipweather_fast.clip", fake)
     return encoders

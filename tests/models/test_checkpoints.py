@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from clipweather_fast.models import ClipWeather, checkpoints, load_checkpoint
@@ -27,6 +28,12 @@ def linear() -> nn.Module:
 
 def other_state() -> dict[str, torch.Tensor]:
     return {name: torch.randn_like(t) for name, t in linear().state_dict().items()}
+
+
+def refused(content: Any, folder: Path, words: str) -> None:
+    torch.save(content, folder / "x.pth")
+    with pytest.raises(ValueError, match=words):
+        load_checkpoint(linear(), folder / "x.pth")
 
 
 def assert_loaded(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -47,8 +54,10 @@ def assert_loaded(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
         lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"state": {}}},
         lambda state: {"model": {"state_dict": state}},
         lambda state: {"module": state, "step": 5},
+        lambda state: {"state_dict": {k: v + 1 for k, v in state.items()}, "state_dict_ema": state},
+        lambda state: {"n_averaged": torch.tensor(4), **state},
     ],
-    ids=["bare", "params", "params_ema", "state_dict", "nested", "module"],
+    ids=["bare", "params", "params_ema", "state_dict", "nested", "module", "timm", "averaged"],
 )
 def test_the_usual_wrappers(wrap: Any, prefix: str, tmp_path: Path) -> None:
     network, state = linear(), other_state()
@@ -56,6 +65,16 @@ def test_the_usual_wrappers(wrap: Any, prefix: str, tmp_path: Path) -> None:
     torch.save(wrap({prefix + name: tensor for name, tensor in state.items()}), file)
     load_checkpoint(network, file)
     assert_loaded(network, state)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda n: nn.DataParallel(n)])
+def test_a_wrapped_network_is_loaded_inside(wrap: Any, tmp_path: Path) -> None:
+    network, state = linear(), other_state()
+    for prefix in ("", "module."):
+        torch.save({prefix + name: t for name, t in state.items()}, tmp_path / "x.pth")
+        load_checkpoint(wrap(network), tmp_path / "x.pth")
+        assert_loaded(network, state)
+        network = linear()
 
 
 def test_safetensors_and_folders(tmp_path: Path) -> None:
@@ -161,6 +180,38 @@ def test_tensors_by_name_or_nothing(content: Any, tmp_path: Path) -> None:
         load_checkpoint(linear(), tmp_path / "x.pth")
 
 
+def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"lr": 0.1}
+    content["state_dict"] = content
+    refused(content, tmp_path, "holds no state dict")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_other_kinds_of_numbers_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = other_state()
+    state["0.weight"] = state["0.weight"].to(dtype)
+    words = rf"1 of another kind of numbers: 0\.weight {dtype} where torch\.float32 is expected"
+    refused(state, tmp_path, words)
+
+
+def test_tied_parameters_are_saved_once_for_each_name(tmp_path: Path) -> None:
+    network = small()
+    block = network.encoder.block2  # type: ignore[union-attr]
+    block[1].mlp.fc1.weight = block[0].mlp.fc1.weight  # type: ignore[index, union-attr]
+    network.save_pretrained(tmp_path)
+    assert_loaded(ClipWeather.from_pretrained(tmp_path), network.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_rounded_to_the_network_s(dtype: torch.dtype, tmp_path: Path) -> None:
+    network = small().to(dtype)
+    network.save_pretrained(tmp_path)
+    loaded = ClipWeather.from_pretrained(tmp_path)
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, network.state_dict()[name].float()), name
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file .*gone\.pth"):
         load_checkpoint(linear(), tmp_path / "gone.pth")
@@ -207,6 +258,7 @@ def test_an_interrupted_write_leaves_the_old_files(
     [
         ("{", "is not JSON"),
         ("[]", "must hold an object, got list"),
+        ("[" * 100_000, "is not JSON"),
         ("{}", "must name an architecture"),
         ('{"architecture": "Restormer"}', r"\(ClipWeather, TransWeather\), got 'Restormer'"),
         ('{"architecture": ["ClipWeather"]}', "must name an architecture"),
@@ -223,6 +275,17 @@ def test_a_wrong_configuration_is_named(text: str, words: str, tmp_path: Path) -
         ClipWeather.from_pretrained(tmp_path)
 
 
+def test_a_configuration_takes_no_more_memory_than_its_tensors(tmp_path: Path) -> None:
+    """What a stranger's file asks for is compared with what it brings before it is made."""
+    small().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values |= {"dims": [8192] * 4, "depths": [16] * 4, "reductions": [8192] * 4}
+    values |= {"mlp_ratio": 64, "prior_tokens": 8192, "prior_width": 8192}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="does not fit ClipWeather; nothing was loaded"):
+        ClipWeather.from_pretrained(tmp_path)
+
+
 # ---- the hub -----------------------------------------------------------------------------------
 
 
@@ -235,6 +298,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def download(name: str, file: str, **options: Any) -> str:
         calls.append((name, file, options))
+        if not (repository / file).exists():
+            raise EntryNotFoundError(file)
         return str(repository / file)
 
     class Api:
@@ -266,6 +331,7 @@ def test_from_the_hub(hub: list[Any]) -> None:
     assert hub == [
         ("me/net", "model.safetensors", options),
         ("me/net", "config.json", options),
+        ("me/net", "text_features.safetensors", options),
     ]
     image = photograph(64, 64)
     with torch.no_grad():
@@ -283,6 +349,11 @@ def test_to_the_hub(hub: list[Any]) -> None:
     what, files, options = hub[2]
     assert (what, files) == ("upload", ["config.json", "model.safetensors"])
     assert (options["repo_id"], options["revision"]) == ("owner/net", "dev")
+
+
+def test_a_repository_s_name_may_have_dots(hub: list[Any]) -> None:
+    resolved("me/net-1.5.a1_in1k")
+    assert hub[0][0] == "me/net-1.5.a1_in1k"
 
 
 @pytest.mark.parametrize(

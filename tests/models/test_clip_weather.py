@@ -55,6 +55,7 @@ def test_the_paper_s_parameters() -> None:
         ({"sar_per_channel": True}, "126.407"),
         ({"sar_kernel_size": 5}, "126.677"),
         ({"prior_fuse": "concat"}, "126.389"),
+        ({"prior_token_std": 0.0}, "126.389"),
         ({"sar_arrangement": "sequential"}, "126.389"),
         ({"intra_patch": False, "depths": (3, 3, 3, 2)}, "121.169"),
     ],

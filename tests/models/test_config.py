@@ -82,6 +82,8 @@ def test_unknown_fields_raise_and_name_the_nearest() -> None:
         ("sar_gate", "relu", "one of 'softmax', 'sigmoid'"),
         ("sar_arrangement", "after", "one of 'parallel', 'sequential', 'direct'"),
         ("sar_sign", 0, "one of 1, -1"),
+        ("sar_sign", True, "one of 1, -1"),
+        ("sar_kernel_size", 3.0, "one of 3, 5, 7"),
         ("sar_per_channel", None, "True or False"),
         ("prior_encoder", "", "a kind or 'none'"),
         ("prior_weights", 3, "the name of a source of weights, or None"),

@@ -36,7 +36,7 @@ def test_the_paper_s_network_with_clip() -> None:
         pytest.skip(str(reason))
     assert prior is not None
     assert prior.shape == (1, 512)
-    encoder = network._frozen[0]  # type: ignore[index]
+    (encoder,) = network._frozen  # type: ignore[misc]
     parts = [*network.parameters(), *encoder.parameters()]
     assert sum(parameter.numel() for parameter in parts) == 126_388_663
     with torch.no_grad():

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from clipweather_fast import ops
 from clipweather_fast.ops import _registration
@@ -51,6 +52,31 @@ def while_profiled() -> bool:
         return dispatcher_idle((image(),))
 
 
+class Watching(TorchFunctionMode):
+    """A mode that looks at functions, as loggers do, and counts our operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+class Tagged(Tensor):
+    """A subclass that sees functions and adds no dispatch key, as torchvision's images do."""
+
+
+def while_functions_are_watched() -> bool:
+    with Watching():
+        return dispatcher_idle((image(),))
+
+
+def tagged() -> bool:
+    return dispatcher_idle((image().as_subclass(Tagged),))
+
+
 def negated() -> bool:
     return dispatcher_idle((torch.imag(torch.conj(image(dtype=torch.complex64))),))
 
@@ -70,6 +96,8 @@ def without_memory() -> bool:
         while_transformed,
         while_forward_differentiated,
         while_profiled,
+        while_functions_are_watched,
+        tagged,
         negated,
         subclass,
         without_memory,
@@ -83,6 +111,19 @@ def test_lazily_negated_values_are_read_as_they_mean() -> None:
     x = torch.imag(torch.conj(image(dtype=torch.complex64)))
     assert x.is_neg()
     torch.testing.assert_close(filtered(x), filtered(x.clone()), rtol=0, atol=0)
+
+
+def test_a_function_mode_sees_the_operator() -> None:
+    with Watching() as mode:
+        watched = filtered(image())
+    assert torch.ops.clipweather_fast.depthwise_conv2d in mode.seen
+    assert torch.equal(watched, filtered(image()))
+
+
+def test_a_subclass_comes_back_as_one() -> None:
+    y = filtered(image().as_subclass(Tagged))
+    assert type(y) is Tagged
+    assert torch.equal(y.as_subclass(Tensor), filtered(image()))
 
 
 def test_a_traced_graph_holds_the_operator() -> None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from call import LAYOUTS, output_gradients, results
 from clipweather_fast import explain, ops, use_backend
+from clipweather_fast.ops import _native, _triton
 from clipweather_fast.ops._native import CPU_ISAS, core, why_not_loaded
 from op_tests import OpTests
 
@@ -247,6 +249,25 @@ def test_automatic_choice_without_kernels(monkeypatch: pytest.MonkeyPatch) -> No
     with use_backend("reference"):
         ops.reduced_kv_attention(q, q, q)
     assert len(called) == 1
+
+
+@pytest.mark.parametrize(
+    ("triton", "keys", "chosen"),
+    [(True, 256, "triton"), (False, 256, "cuda"), (True, 257, "reference")],
+)
+def test_automatic_choice_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, triton: bool, keys: int, chosen: str
+) -> None:
+    """Triton, and where it is absent the CUDA kernel; for many keys PyTorch's attention."""
+    monkeypatch.setattr(_native, "why_not_cuda_built", lambda: None)
+    monkeypatch.setattr(_triton, "interpreted", lambda: False)
+    monkeypatch.setattr(_triton, "_why_not_runnable", lambda: None if triton else "not there")
+    with FakeTensorMode():
+        q = torch.empty(1, 4, 2, 8, device="cuda")
+        k = torch.empty(1, keys, 2, 8, device="cuda")
+    answers = explain(ops.reduced_kv_attention, q, k, k)
+    assert answers["cuda"].startswith("yes")
+    assert [name for name, answer in answers.items() if "chosen" in answer] == [chosen]
 
 
 @pytest.mark.parametrize("isa", CPU_ISAS)

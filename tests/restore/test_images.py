@@ -7,6 +7,8 @@ import dataclasses
 import pickle
 import shutil
 import struct
+import threading
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -252,6 +254,31 @@ def test_a_sixteen_bit_colour_key_is_transparency(tmp_path: Path) -> None:
     assert np.count_nonzero(alpha == 65535) == alpha.size - 1
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_sixteen_bits_with_white_at_zero_are_not_a_negative(
+    compression: str | None, tmp_path: Path
+) -> None:
+    ink, path = noise(1, np.uint16)[..., 0], tmp_path / "ink.tif"
+    tifffile.imwrite(path, ink, photometric="miniswhite", compression=compression)
+    picture = read_picture(path)
+    np.testing.assert_array_equal(picture.pixels[..., 0], 65535 - ink)
+    picture.save(path)
+    np.testing.assert_array_equal(tifffile.imread(path), 65535 - ink)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_colours_one_after_the_other_are_right_or_refused(
+    compression: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "planes.tif"
+    arguments = {"photometric": "rgb", "planarconfig": "separate", "compression": compression}
+    tifffile.imwrite(path, noise(3).transpose(2, 0, 1), **arguments)
+    np.testing.assert_array_equal(read_picture(path).pixels, noise(3))
+    tifffile.imwrite(path, noise(3, np.uint16).transpose(2, 0, 1), **arguments)
+    with pytest.raises(PictureError, match="stored one colour after the other"):
+        read_picture(path)
+
+
 # ---- orientation and metadata ------------------------------------------------------------------
 
 TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -297,6 +324,58 @@ def test_the_orientation_is_applied_and_reset(kind: str, orientation: int, tmp_p
     data = Image.Exif()
     data.load(back.exif)
     assert data[ORIENTATION] == 1
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_sides_that_the_camera_wrote_are_those_of_the_picture(
+    orientation: int, tmp_path: Path
+) -> None:
+    data, (columns, rows) = exif(orientation), (0xA002, 0xA003)
+    data[CAMERA] = {EXPOSURE: 0.01, columns: WIDTH, rows: HEIGHT}
+    smooth().save(tmp_path / "a.jpg", exif=data)
+    read_picture(tmp_path / "a.jpg").save(tmp_path / "b.jpg")
+    with Image.open(tmp_path / "b.jpg") as image:
+        block = image.getexif().get_ifd(CAMERA)
+        assert (block[columns], block[rows]) == image.size
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "palette.png", "gray.png", "deep.png"])
+def test_chunks_that_say_what_colours_mean_are_kept(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "deep.png":
+        write_picture(dataclasses.replace(deep_picture(3), icc_profile=None), path)
+    else:
+        FILES[name][0].save(path)
+    linear = struct.pack(">I4sI", 4, b"gAMA", 100_000)
+    hdr = struct.pack(">I4s4B", 4, b"cICP", 9, 16, 0, 1)
+    added = b"".join(one + struct.pack(">I", zlib.crc32(one[4:])) for one in (linear, hdr))
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + added + data[33:])
+    picture = read_picture(path)
+    picture.save(tmp_path / "again.png")
+    again = (tmp_path / "again.png").read_bytes()
+    for one in (linear, hdr):
+        assert again.count(one) == 1
+        assert again.index(one) < again.index(b"IDAT")
+    with Image.open(tmp_path / "again.png") as image:
+        assert image.info["gamma"] == 1
+    np.testing.assert_array_equal(read_picture(tmp_path / "again.png").pixels, picture.pixels)
+    picture.save(tmp_path / "again.tif")  # which knows no such thing
+
+
+def test_a_profile_of_grays_does_not_come_into_a_file_of_colours(tmp_path: Path) -> None:
+    profile = PROFILE[:16] + b"GRAY" + PROFILE[20:]
+    picture = dataclasses.replace(from_pil(RGB.convert("L")), icc_profile=profile)
+    deep = dataclasses.replace(deep_picture(2), icc_profile=profile)
+    for one, name, kept in (
+        (picture, "a.png", profile),
+        (picture, "a.jpg", profile),
+        (picture, "a.webp", None),
+        (deep, "b.png", profile),
+        (deep, "b.tif", None),
+    ):
+        one.save(tmp_path / name)
+        assert read_picture(tmp_path / name).icc_profile == kept, name
 
 
 def test_a_photograph_keeps_its_camera_and_place_in_every_format(tmp_path: Path) -> None:
@@ -493,6 +572,34 @@ def test_the_limit_of_pixels_can_be_raised(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("CLIPWEATHER_MAX_PIXELS", "many")
     with pytest.raises(PictureError, match="must be a number, got 'many'"):
         read_picture(path)
+
+
+def test_the_limit_of_pixels_is_not_read_while_another_thread_has_it_lifted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 200)
+    lifted, lowered = threading.Event(), threading.Event()
+    seen: list[int | None] = []
+
+    class Large:
+        format, width, height = "TIFF", 20, 20
+
+        def load(self) -> None:
+            assert lowered.wait(20)
+            seen.append(PIL.Image.MAX_IMAGE_PIXELS)
+
+    def load() -> None:
+        assert lifted.wait(20)
+        images._load(Large())  # type: ignore[arg-type]
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    with images._unlimited():
+        lifted.set()
+        time.sleep(0.05)
+    lowered.set()
+    thread.join(20)
+    assert seen == [None]
 
 
 def test_a_frame_of_several_can_be_taken(tmp_path: Path) -> None:

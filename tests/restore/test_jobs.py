@@ -68,6 +68,20 @@ def test_patterns_keep_the_layout_below_their_fixed_part() -> None:
     assert pairs(["in/we[i]rd.png"]) == [("in/we[i]rd.png", "out/we[i]rd.png")]
 
 
+def test_a_folder_whose_name_looks_like_a_pattern() -> None:
+    make("in/trip [2024]/a.png", "in/trip [2024]/x/b.png", "in/trip 2/c.png")
+    assert pairs(["in/trip [2024]/*.png"]) == [("in/trip [2024]/a.png", "out/a.png")]
+    assert pairs(["in/trip [2024]/*/*.png"]) == [("in/trip [2024]/x/b.png", "out/x/b.png")]
+
+
+def test_a_pattern_does_not_lead_out_of_the_output() -> None:
+    make("in/x/y/a.png", "b.png")
+    for pattern in ("in/*/../../b.png", "in/**/../../b.png"):
+        with pytest.raises(InputError, match="goes up after a wildcard"):
+            plan([pattern], Path("out"))
+    assert pairs(["in/../*.png"]) == [("in/../b.png", "out/b.png")]
+
+
 @pytest.mark.parametrize("inputs", [["in"], ["in/**/*.png"]])
 def test_links_are_followed_once_and_circles_end(inputs: list[str]) -> None:
     make("in/a/x.png", "elsewhere/y.png")
@@ -116,6 +130,18 @@ def test_two_inputs_for_one_output_stop_before_the_start() -> None:
         plan(["w"], Path("out"), compare=True)
 
 
+def test_going_on_where_results_lie_beside_the_inputs() -> None:
+    make("in/a.jpg", "in/b.jpg")
+    first = pairs(["in"], "in", extension="png")
+    make("in/a.png")
+    with pytest.raises(OutputError, match="--skip-existing leaves it alone"):
+        plan(["in"], Path("in"), extension="png")
+    assert pairs(["in"], "in", extension="png", skip_existing=True) == first
+    # Named itself it is an input, and stays one.
+    with pytest.raises(OutputError, match="would both write"):
+        plan(["in", "in/a.png"], Path("in"), extension="png", skip_existing=True)
+
+
 def test_an_input_is_overwritten_only_when_asked() -> None:
     make("in/a.png")
     Path("link").symlink_to("in", target_is_directory=True)
@@ -134,6 +160,8 @@ def test_an_input_is_overwritten_only_when_asked() -> None:
         ("empty/*.png", r"no picture matches empty/\*\.png"),
         ("nowhere/**/*.png", "no picture matches"),
         ("broken.png", "broken.png is a symbolic link to nothing"),
+        ("x" * 300, "xxx: File name too long"),
+        ("x" * 300 + "*", "no picture matches"),
     ],
 )
 def test_inputs_that_hold_nothing_are_named(name: str, words: str) -> None:

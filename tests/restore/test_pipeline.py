@@ -69,7 +69,8 @@ def test_the_three_steps_overlap(tmp_path: Path) -> None:
     assert [outcome.error for outcome in outcomes] == [None] * 3
 
 
-def test_what_waits_is_bounded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 8])
+def test_what_waits_is_bounded(batch: int, tmp_path: Path) -> None:
     alive, most, lock = 0, 0, threading.Lock()
 
     def count(change: int) -> None:
@@ -86,10 +87,43 @@ def test_what_waits_is_bounded(tmp_path: Path) -> None:
         time.sleep(0.002)
         count(-1)
 
-    pipeline = Pipeline(counted_read, clear, slow_write, beside, workers=2)
+    pipeline = Pipeline(
+        counted_read, clear, slow_write, beside, alike=lambda _: "all", batch=batch, workers=2
+    )
     assert len(list(pipeline.run(jobs(200, tmp_path)))) == 200
     assert alive == 0
-    assert most <= 2 * 2 + 2 * 2 + 1
+    assert most <= 2 * 2 + batch - 1 + 2 * 2 + batch
+
+
+def test_large_pictures_wait_in_smaller_numbers(tmp_path: Path) -> None:
+    alive, most, lock = 0, 0, threading.Lock()
+
+    def count(change: int) -> None:
+        nonlocal alive, most
+        with lock:
+            alive += change
+            most = max(most, alive)
+
+    def counted_read(path: Path) -> str:
+        count(1)
+        return path.stem
+
+    def slow_write(text: str, path: Path) -> None:
+        time.sleep(0.002)
+        count(-1)
+
+    def run(size: int) -> int:
+        nonlocal most
+        most = 0
+        pipeline = Pipeline(
+            counted_read, clear, slow_write, beside, workers=16, size=lambda _: size, memory=1000
+        )
+        assert len(list(pipeline.run(jobs(100, tmp_path)))) == 100
+        assert alive == 0
+        return most
+
+    assert run(400) <= 2 + 2 + 1
+    assert run(1) > 16
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -157,6 +191,8 @@ def test_existing_outputs_are_skipped_without_being_read(tmp_path: Path) -> None
     (tmp_path / "1").mkdir()  # no file: the attempt is made, and fails
     (tmp_path / "2").write_text("old")
     (tmp_path / "2_compare").write_text("old")
+    (tmp_path / "3").touch()  # empty, as a crash leaves a file
+    (tmp_path / "3_compare").write_text("old")
 
     read_names: list[str] = []
 

@@ -272,6 +272,16 @@ def test_a_network_that_never_gives_numbers_is_named() -> None:
         Restorer(Overflowing(broken=True), dtype="float32")(RGB)
 
 
+def test_a_prior_that_is_never_a_number_is_named() -> None:
+    class Broken(Global):
+        def encode_prior(self, image: torch.Tensor) -> torch.Tensor:
+            return super().encode_prior(image) * torch.nan
+
+    for precision in ("float32", "bfloat16"):
+        with pytest.raises(ArithmeticError, match="weather prior is NaN"):
+            Restorer(Broken(), dtype=precision).encode_prior(RGB)
+
+
 def test_a_network_that_changes_the_size_is_named() -> None:
     with pytest.raises(ValueError, match=r"must give \(1, 3, 37, 53\)"):
         Restorer(torch.nn.MaxPool2d(2))(RGB)

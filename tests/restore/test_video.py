@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from clipweather_fast.restore.held_prior import HeldPrior
+from clipweather_fast.restore.turn import Turn
 from clipweather_fast.restore.video import VideoError, restore_video
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
@@ -224,6 +226,66 @@ def test_a_turned_video_becomes_upright(tmp_path: Path) -> None:
         found = frame.to_ndarray(format="rgb24").astype(int)
     expected = np.rot90(picture(0, 64, 48), angle // 90).astype(int)
     assert np.abs(found - expected).mean() < 6
+
+
+#: Names of what a track's matrix (a, b, c, d) does to a picture when it is shown.
+MATRICES: dict[str, tuple[tuple[int, int, int, int], Callable[[Any], Any]]] = {
+    "a quarter with the clock": ((0, 1, -1, 0), lambda p: np.rot90(p, -1)),
+    "a quarter against it": ((0, -1, 1, 0), np.rot90),
+    "upside down": ((-1, 0, 0, -1), lambda p: np.rot90(p, 2)),
+    "mirrored": ((-1, 0, 0, 1), np.fliplr),
+    "mirrored and turned": ((0, 1, 1, 0), lambda p: p.swapaxes(0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_phones_video_becomes_upright(name: str, tmp_path: Path) -> None:
+    """The turn is in the file's track header, as phones write it."""
+    matrix, shown = MATRICES[name]
+    source = make(tmp_path / "plain.mp4", frames=2, sound=None)
+    content = bytearray(source.read_bytes())
+    place = content.index(b"tkhd") + 44  # ISO 14496-12, 8.3.2
+    assert content[place : place + 4] == struct.pack(">i", 1 << 16)
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    source.write_bytes(content)
+    restore_video(source, tmp_path / "upright.mp4", Copier())
+    with av.open(str(tmp_path / "upright.mp4")) as container:
+        frame = next(container.decode(video=0))
+        assert frame.rotation == 0
+        found = frame.to_ndarray(format="rgb24").astype(int)
+    expected = shown(picture(0, 64, 48)).astype(int)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 6
+
+
+def test_a_turn_beside_something_without_a_name() -> None:
+    class Frame:
+        def __init__(self, rotation: int) -> None:
+            self.rotation = rotation
+
+        @property
+        def side_data(self) -> Any:
+            raise ValueError("99 is not a valid Type")
+
+    pixels = picture(0, 64, 48)
+    for rotation in (0, 90, 180, -180, -90):
+        turn = Turn.of(Frame(rotation))
+        np.testing.assert_array_equal(turn.applied(pixels), np.rot90(pixels, rotation // 90))
+
+
+def test_a_name_with_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(Path("12h30.mp4"), frames=2, sound=None).rename("12:30.mp4")
+    assert restore_video("12:30.mp4", "clear 12:30.mp4", Copier()).frames == 2
+
+
+def test_twelve_bits_stay(tmp_path: Path) -> None:
+    arguments = {"frames": 2, "codec": "ffv1", "pixels": "yuv422p12le", "sound": None}
+    source = make(tmp_path / "a.mkv", **arguments)
+    restore_video(source, tmp_path / "b.mkv", Copier(), codec="ffv1")
+    with av.open(str(tmp_path / "b.mkv")) as container:
+        assert container.streams.video[0].codec_context.pix_fmt == "yuv422p12le"
 
 
 def test_subtitles_are_copied_or_refused_by_name(tmp_path: Path) -> None:

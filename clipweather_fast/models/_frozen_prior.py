@@ -1,0 +1,90 @@
+"""The prior encoder that a network uses but does not own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipweather_fast.models.config import ClipWeatherConfig
+
+__all__ = ["FrozenPrior", "built_encoder"]
+
+#: Several threads may restore with one network; the first of them builds its encoder.
+_building = Lock()
+
+
+class FrozenPrior:
+    """A frozen encoder (CLIP, ImageNet), built from the configuration when a prior is computed.
+
+    There is one on each device that asked, so that the replicas of ``nn.DataParallel`` do not take
+    it from one another. Copies of a network share them, since they never change; a pickle holds
+    none: what it was built from builds it again.
+    """
+
+    def __init__(self, config: ClipWeatherConfig) -> None:
+        self.config = config
+        self.encoders: list[nn.Module] = []
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """The prior (N, prior_dim), computed in float32 and without gradient."""
+        encoder = self._on(image.device)
+        with torch.no_grad(), _no_autocast(image.device.type):
+            prior: Tensor = encoder(image.float())
+            return prior.to(image.dtype)
+
+    def _on(self, device: torch.device) -> nn.Module:
+        found = self._found(device)
+        if found is not None:
+            return found
+        with _building, torch.inference_mode(False):
+            found = self._found(device)
+            if found is None:
+                if self.encoders:
+                    found = copy.deepcopy(self.encoders[0]).to(device)
+                else:
+                    found = built_encoder(self.config).to(device)
+                self.encoders.append(found)
+            return found
+
+    def _found(self, device: torch.device) -> nn.Module | None:
+        for encoder in self.encoders:
+            if next(encoder.parameters()).device == device:
+                return encoder
+        return None
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Those that were built."""
+        return iter(self.encoders)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenPrior:
+        return self
+
+    def __reduce__(self) -> tuple[type[FrozenPrior], tuple[ClipWeatherConfig]]:
+        return FrozenPrior, (self.config,)
+
+
+def built_encoder(config: ClipWeatherConfig) -> nn.Module:
+    """The prior encoder that a configuration names."""
+    from clipweather_fast.clip import build_prior_encoder
+
+    weights = None if config.learns_prior else config.prior_weights
+    encoder = build_prior_encoder(config.prior_encoder, weights)
+    if encoder.dim != config.prior_dim:
+        raise ValueError(
+            f"ClipWeather: the vectors of prior_encoder {config.prior_encoder!r} have length "
+            f"{encoder.dim}, but prior_dim is {config.prior_dim}"
+        )
+    return encoder
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    # The meta device, on which shapes are computed, knows no autocast and objects to the word.
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
