@@ -79,6 +79,28 @@ class Teacher(nn.Module):
             third: Tensor = trunk.layer3(second)
             return [stem, second, third, trunk.layer4(third)]
 
+    def pair(self, weather: Tensor, clean: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Both pictures' maps at once, as distillation compares them.
+
+        Args:
+            weather: pictures (N, 3, H, W) in [0, 1].
+            clean: the same pictures without weather.
+
+        Returns:
+            The four maps of ``weather``, and those of ``clean``: halves of one batch, not copied.
+
+        Raises:
+            TypeError, ValueError: as :meth:`forward`, and if the shapes differ.
+        """
+        if weather.shape != clean.shape:
+            raise ValueError(
+                f"{self.who}: weather and clean must have one shape, "
+                f"got {tuple(weather.shape)} and {tuple(clean.shape)}"
+            )
+        n = weather.shape[0]
+        maps = self(torch.cat((weather, clean)))
+        return [both[:n] for both in maps], [both[n:] for both in maps]
+
 
 def _no_autocast(device: str) -> AbstractContextManager[object]:
     # The meta device, on which shapes are computed, knows no autocast and objects to the word.

@@ -81,3 +81,22 @@ def test_wrong_arguments_are_named() -> None:
         teacher(torch.rand(1, 3, 31, 64))
     with pytest.raises(TypeError, match="divide by 255"):
         teacher(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_a_pair_is_one_batch_without_gradient() -> None:
+    teacher = Teacher("random", TINY)
+    weather, clean = torch.rand(2, 3, 40, 64, requires_grad=True), torch.rand(2, 3, 40, 64)
+    batches: list[int] = []
+    teacher.get_submodule("trunk.conv1").register_forward_hook(
+        lambda module, inputs, output: batches.append(inputs[0].shape[0])
+    )
+    maps_weather, maps_clean = teacher.pair(weather, clean)
+    assert batches == [4]
+    for found, image in ((maps_weather, weather), (maps_clean, clean)):
+        assert not any(m.requires_grad for m in found)
+        for a, b in zip(found, teacher(image), strict=True):
+            torch.testing.assert_close(a, b)
+    for a, b in zip(maps_weather, maps_clean, strict=True):
+        assert a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    with pytest.raises(ValueError, match=r"one shape, got \(2, 3, 40, 64\) and \(1, 3, 40, 64\)"):
+        teacher.pair(weather, clean[:1])

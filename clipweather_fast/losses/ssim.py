@@ -1,0 +1,72 @@
+"""Structural similarity of pictures in [0, 1], differentiable."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipweather_fast.losses._pictures import check_pictures, no_autocast, reduced, wide
+
+__all__ = ["ssim", "ssim_loss"]
+
+WINDOW = 11
+SIGMA = 1.5
+C1, C2 = 0.01**2, 0.03**2
+
+
+def ssim(y: Tensor, truth: Tensor, *, reduction: str = "mean") -> Tensor:
+    r"""SSIM of each picture: Gaussian window 11×11 with σ = 1.5, range 1, mean over the channels.
+
+    .. math:: \frac{(2\mu_y\mu_t + C_1)(2\sigma_{yt} + C_2)}
+        {(\mu_y^2 + \mu_t^2 + C_1)(\sigma_y^2 + \sigma_t^2 + C_2)}, \quad C_1 = 0.01^2,
+        C_2 = 0.03^2
+
+    Only windows that lie inside the picture count, and variances are those of the population, as
+    in scikit-image with ``gaussian_weights`` and in torchmetrics.
+
+    Args:
+        y, truth: (N, C, H, W), sides at least 11; neither is clamped.
+        reduction: ``"mean"`` over the pictures, or ``"none"``: one value per picture (N,).
+
+    Returns:
+        At least float32, under autocast too: variances are small differences of large numbers.
+
+    Raises:
+        TypeError, ValueError: if the pictures do not go together or are too small.
+    """
+    check_pictures("ssim", y, truth)
+    n, c, h, w = y.shape
+    if min(h, w) < WINDOW:
+        raise ValueError(
+            f"ssim: sides must be at least {WINDOW}, the window's, got {tuple(y.shape)}; "
+            "leave the term out for pictures this small"
+        )
+    with no_autocast(y):
+        a, b = wide(y), wide(truth)
+        moments = torch.stack((a, b, a * a, b * b, a * b)).reshape(5 * n * c, 1, h, w)
+        window = _window(moments)
+        moments = F.conv2d(F.conv2d(moments, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+        mean_a, mean_b, aa, bb, ab = moments.view(5, n, c, h - WINDOW + 1, w - WINDOW + 1)
+        product, squares = mean_a * mean_b, mean_a.square() + mean_b.square()
+        similar = (2 * product + C1) * (2 * (ab - product) + C2)
+        values = similar / ((squares + C1) * (aa + bb - squares + C2))
+        return reduced("ssim", values.mean((1, 2, 3)), reduction)
+
+
+def ssim_loss(y: Tensor, truth: Tensor) -> Tensor:
+    r"""The SSIM term of Eq. 10 of arXiv 2306.09008: :math:`1 - \mathrm{SSIM}`, a scalar.
+
+    Arguments and errors as :func:`ssim`.
+    """
+    return 1.0 - ssim(y, truth)
+
+
+def _window(like: Tensor) -> Tensor:
+    """The Gaussian's eleven weights."""
+    # From Python's numbers: they are exact in any dtype, and on a GPU nothing waits for them.
+    values = [math.exp(-0.5 * ((i - WINDOW // 2) / SIGMA) ** 2) for i in range(WINDOW)]
+    total = sum(values)
+    return torch.tensor([value / total for value in values], dtype=like.dtype, device=like.device)
