@@ -1,8 +1,8 @@
 """Soft residual distillation of ``clipweather_base``'s maps, against its equations as they read.
 
 The opponents pool, normalise and compare whole maps with PyTorch's own functions. In forward rows
-``teacher`` is what the features cost: RN50x4's trunk on the pictures with weather and the clean ones
-in one batch. It computes something else, so its values are not compared.
+``teacher`` is what the features cost: RN50x4's trunk on the pictures with weather and the clean
+ones in one batch. It computes something else, so its values are not compared.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 from clipweather_fast.losses._channel_pool import pooled, spread
 from clipweather_fast.losses._pictures import no_autocast, wide
 
-__all__ = ["EPSILON", "Normalization", "lengths", "normalized_l1", "pieces"]
+__all__ = ["Normalization", "divisors", "normalized", "normalized_l1", "pieces"]
 
 Normalization = Literal["channels", "sample", "none"]
 
@@ -30,27 +30,55 @@ PIECE_ELSEWHERE = 1 << 22
 Piece = tuple[slice, slice, slice]
 
 
-def pieces(x: Tensor) -> Iterator[Piece]:
-    """Indices of x (N, C, H, W): whole pictures if several fit a piece, else rows of one."""
+def pieces(x: Tensor, *, whole: bool = False) -> Iterator[Piece]:
+    """Indices of x (N, C, H, W): whole pictures if several fit a piece, else rows of one.
+
+    Args:
+        x: only its shape and device count.
+        whole: never less than a picture.
+    """
     n, c, h, w = x.shape
     most = PIECE.get(x.device.type, PIECE_ELSEWHERE)
     together = max(1, most // (c * h * w))
-    rows = h if together > 1 else max(1, min(h, most // (c * w)))
+    rows = h if whole or together > 1 else max(1, min(h, most // (c * w)))
     for first in range(0, n, together):
         for top in range(0, h, rows):
             yield slice(first, first + together), slice(None), slice(top, top + rows)
 
 
-def lengths(x: Tensor, normalization: Normalization) -> Tensor | None:
-    """What x (N, C, H, W) is divided by: per place (N, 1, H, W), per picture, or nothing."""
-    if normalization == "none":
+def divisors(x: Tensor, channels: int, normalization: Normalization) -> Tensor | None:
+    """What a map is divided by where that takes a walk over all of it, (N, 1, 1, 1); else None.
+
+    Args:
+        x: the map (N, C, H, W) before it is pooled to ``channels``.
+        channels: of the pooled map.
+        normalization: ``"sample"`` takes the walk.
+    """
+    if normalization != "sample":
         return None
-    if normalization == "channels":
-        return torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    squares = x.new_zeros(x.shape[0], 1, 1, 1)
-    for n, _, rows in pieces(x):
-        squares[n] += x[n, :, rows].square().sum((1, 2, 3), keepdim=True)
+    squares = wide(x[:, :1, :1, :1]).new_zeros(x.shape[0], 1, 1, 1)
+    for piece in pieces(x):
+        part = pooled(wide(x[piece]), channels)
+        squares[piece[0]] += part.square().sum((1, 2, 3), keepdim=True)
     return squares.sqrt_()
+
+
+def normalized(
+    part: Tensor, normalization: Normalization, whole: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """A piece of a pooled map divided by its lengths, and these lengths where there are any.
+
+    Args:
+        part: (N, c, H, W).
+        normalization: as above.
+        whole: the lengths (N, 1, 1, 1) for ``"sample"``, from :func:`divisors`.
+    """
+    if normalization == "none":
+        return part, None
+    length = whole
+    if length is None:
+        length = torch.linalg.vector_norm(part, dim=1, keepdim=True)
+    return part / length.clamp_min(EPSILON), length
 
 
 class _NormalizedL1(torch.autograd.Function):
@@ -59,57 +87,43 @@ class _NormalizedL1(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual: Tensor, target: Tensor, normalization: Normalization) -> Tensor:
         channels = target.shape[1]
-        whole: Tensor | None = None
-        if normalization == "sample":
-            whole = _sample_lengths(residual, channels)
-        along = residual.new_zeros(residual.shape[0], 1, 1, 1, dtype=target.dtype)
+        whole = divisors(residual, channels, normalization)
+        along = None if whole is None else torch.zeros_like(whole)
         sums = []
         for piece in pieces(residual):
             unit, _ = _unit(residual, channels, piece, normalization, whole)
             difference = unit - target[piece]
-            if whole is not None and ctx.needs_input_grad[0]:
+            if along is not None and ctx.needs_input_grad[0]:
                 # The gradient of a length needs a sum over the picture before its first value.
                 signs = difference.sign().mul_(unit)
                 along[piece[0]] += signs.sum((1, 2, 3), keepdim=True)
             sums.append(difference.abs_().sum())
-        ctx.save_for_backward(residual, target)
-        ctx.normalization, ctx.whole, ctx.along = normalization, whole, along
+        ctx.save_for_backward(residual, target, whole, along)
+        ctx.normalization = normalization
         return torch.stack(sums).sum() / target.numel()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        residual, target = ctx.saved_tensors
-        normalization, whole = ctx.normalization, ctx.whole
+        residual, target, whole, sums_along = ctx.saved_tensors
         grad_residual = torch.empty_like(residual)
         scale = grad / target.numel()
         with no_autocast(residual):
             for piece in pieces(residual):
-                unit, length = _unit(residual, target.shape[1], piece, normalization, whole)
+                unit, length = _unit(residual, target.shape[1], piece, ctx.normalization, whole)
                 signs = (unit - target[piece]).sign_()
-                if length is not None:
-                    along = (signs * unit).sum(1, keepdim=True)
-                    if whole is not None:
-                        along = ctx.along[piece[0]]
+                if length is None:
+                    signs.mul_(scale)
+                else:
+                    if sums_along is None:
+                        along = (signs * unit).sum(1, keepdim=True)
+                    else:
+                        along = sums_along[piece[0]]
                     # Below epsilon the divisor is constant, and has no gradient.
                     signs.sub_(unit.mul_(along * (length > EPSILON)))
                     signs.mul_(scale / length.clamp_min(EPSILON))
-                else:
-                    signs.mul_(scale)
                 grad_residual[piece].copy_(spread(signs, residual.shape[1]))
         return grad_residual, None, None
-
-
-def _sample_lengths(residual: Tensor, channels: int) -> Tensor:
-    """Length of each picture's pooled map (N, 1, 1, 1)."""
-    squares: Tensor | None = None
-    for piece in pieces(residual):
-        part = pooled(wide(residual[piece]), channels)
-        if squares is None:
-            squares = part.new_zeros(residual.shape[0], 1, 1, 1)
-        squares[piece[0]] += part.square().sum((1, 2, 3), keepdim=True)
-    assert squares is not None
-    return squares.sqrt_()
 
 
 def _unit(
@@ -121,13 +135,7 @@ def _unit(
 ) -> tuple[Tensor, Tensor | None]:
     """A piece of Norm(pool(residual)), and the lengths it was divided by."""
     part = pooled(wide(residual[piece]), channels)
-    if normalization == "none":
-        return part, None
-    if whole is not None:
-        length = whole[piece[0]]
-    else:
-        length = torch.linalg.vector_norm(part, dim=1, keepdim=True)
-    return part / length.clamp_min(EPSILON), length
+    return normalized(part, normalization, None if whole is None else whole[piece[0]])
 
 
 def normalized_l1(residual: Tensor, target: Tensor, normalization: Normalization) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from clipweather_fast.losses._channel_pool import pooled
 from clipweather_fast.losses._normalized_l1 import (
-    EPSILON,
     Normalization,
-    lengths,
+    divisors,
+    normalized,
     normalized_l1,
     pieces,
 )
@@ -229,31 +229,22 @@ def _target(
     )
     with no_autocast(student):
         same = weather.shape[2:] == (h, w)
-        # Pooling is linear: what is pooled first is subtracted at its small size.
-        for i in range(n):
-            for _, _, rows in pieces(weather[i : i + 1]) if same else [(0, 0, slice(None))]:
-                index = (slice(i, i + 1), slice(None), rows)
-                part = _pooled(weather[index], channels, None if same else (h, w), dtype)
-                if clean is not None:
-                    part = part - _pooled(clean[index], channels, None if same else (h, w), dtype)
-                target[index] = part
-        for index in pieces(target) if normalize == "channels" else ():
-            part = target[index]
-            length = lengths(part, normalize)
-            assert length is not None
-            part.div_(length.clamp_min_(EPSILON))
-        if normalize == "sample":
-            length = lengths(target, normalize)
-            assert length is not None
-            target.div_(length.clamp_min_(EPSILON))
+        # Where rows are pooled as well, a piece is made of whole pictures.
+        for index in pieces(weather, whole=not same):
+            part = wide(weather[index]).to(dtype)
+            if clean is not None:
+                part = part - clean[index]
+            if not same:
+                part = F.adaptive_avg_pool2d(part, (h, w))
+            part = pooled(part, channels)
+            if normalize == "channels":
+                part, _ = normalized(part, normalize)
+            target[index if same else index[0]] = part
+        whole = divisors(target, channels, normalize)
+        if whole is not None:
+            for index in pieces(target):
+                target[index] = normalized(target[index], normalize, whole[index[0]])[0]
     return target
-
-
-def _pooled(x: Tensor, channels: int, size: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
-    x = wide(x).to(dtype)
-    if size is not None:
-        x = F.adaptive_avg_pool2d(x, size)
-    return pooled(x, channels)
 
 
 def _check_choice(name: str, choice: object) -> None:

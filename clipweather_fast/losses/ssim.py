@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,7 +64,7 @@ def ssim_loss(y: Tensor, truth: Tensor) -> Tensor:
 
 def _window(like: Tensor) -> Tensor:
     """The Gaussian's eleven weights."""
-    # From Python's numbers: they are exact in any dtype, and on a GPU nothing waits for them.
-    values = [math.exp(-0.5 * ((i - WINDOW // 2) / SIGMA) ** 2) for i in range(WINDOW)]
-    total = sum(values)
-    return torch.tensor([value / total for value in values], dtype=like.dtype, device=like.device)
+    # Computed where it is needed: a list of numbers would be copied there, and the GPU waited for.
+    distance = torch.arange(WINDOW, dtype=like.dtype, device=like.device) - WINDOW // 2
+    values = torch.exp(-0.5 * (distance / SIGMA) ** 2)
+    return values / values.sum()
