@@ -122,10 +122,9 @@ def test_projection_instead_of_pooling(choices: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("normalize", ["channels", "sample", "none"])
 def test_gradcheck(normalize: Any) -> None:
-    residuals, features = (
-        students(1, side=32, dtype=torch.float64),
-        teachers(1, side=32, dtype=torch.float64),
-    )
+    residuals = [torch.randn(1, p.channels, 2, 1, dtype=torch.float64) for p in PLACES]
+    residuals = [residual.requires_grad_() for residual in residuals]
+    features = [[torch.randn(1, c, 3, 2, dtype=torch.float64) for c in TEACHER] for _ in range(2)]
 
     def loss(*residuals: Tensor) -> Tensor:
         return residual_distillation(residuals, PLACES, *features, normalize=normalize)
@@ -341,14 +340,14 @@ def test_a_network_descends_on_it() -> None:
     features = [m[:2] for m in maps], [m[2:] for m in maps]
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(15):
         _, residuals = network(weather, return_residuals=True)
         loss = residual_distillation(residuals, network.residual_places(), *features)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
 
 
 # ---- wrong arguments ---------------------------------------------------------------------------
