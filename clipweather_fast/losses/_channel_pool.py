@@ -60,7 +60,8 @@ class ChannelPool:
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
     """Blocks of channels of x (N, C, H, W) times a matrix, in the memory format of x."""
     if x.stride(1) == 1:
-        rows = x.permute(0, 2, 3, 1).unflatten(3, (-1, matrix.shape[0]))
-        return (rows @ matrix).flatten(3).permute(0, 3, 1, 2)
-    columns = x.flatten(2).unflatten(1, (-1, matrix.shape[0]))
-    return (matrix.T @ columns).flatten(1, 2).unflatten(2, x.shape[2:])
+        rows: Tensor = x.permute(0, 2, 3, 1).unflatten(3, (-1, matrix.shape[0]))
+        return torch.matmul(rows, matrix).flatten(3).permute(0, 3, 1, 2)
+    columns: Tensor = x.flatten(2).unflatten(1, (-1, matrix.shape[0]))
+    product: Tensor = torch.matmul(matrix.T, columns).flatten(1, 2)
+    return product.view(*product.shape[:2], *x.shape[2:])

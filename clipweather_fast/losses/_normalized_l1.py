@@ -80,7 +80,10 @@ def lengths(part: Tensor, normalization: Normalization, pictures: Tensor | None)
     """
     if normalization != "channels":
         return pictures
-    return torch.linalg.vector_norm(part, dim=1, keepdim=True)
+    if part.stride(1) == 1:
+        return torch.linalg.vector_norm(part, dim=1, keepdim=True)
+    # Along the channels of a contiguous image vector_norm is ten times as slow as this.
+    return part.square().sum(1, keepdim=True).sqrt_()
 
 
 class _NormalizedL1(torch.autograd.Function):

@@ -236,6 +236,7 @@ def _target(
             part = wide(weather[index]).to(dtype)
             if clean is not None:
                 part = part - clean[index]
+            part = part.contiguous(memory_format=layout)
             if not same:
                 part = F.adaptive_avg_pool2d(part, (h, w))
             part = pool(part)
