@@ -101,7 +101,8 @@ def residual_distillation(
         zero is zero.
 
     Numerics:
-        At least float32, under autocast too. Sums have a fixed order, so results repeat.
+        At least float32, under autocast too; channels are pooled by a matrix product, which is in
+        TF32 where that is switched on. Sums have a fixed order, so results repeat.
 
     Reference:
         Eqs. 6 and 7 of arXiv 2306.09008 (CLIP-SRD).
