@@ -1,9 +1,10 @@
-"""Adaptive average pooling along the channels, and its adjoint.
+"""Adaptive average pooling along the channels as a matrix product, and its adjoint.
 
 Output i averages the inputs floor(i·C/c) to ceil((i + 1)·C/c), as ``adaptive_avg_pool3d`` does with
 the channels as depth. These windows repeat: with g = gcd(C, c), every p = C/g inputs give q = c/g
-outputs in the same way, so 2560 → 1024 is 512 times 5 → 2. A window is a few slices of the image,
-added up at once, in whatever memory format it has; PyTorch's pooling walks each window by itself.
+outputs in the same way, so 2560 → 1024 is 512 times 5 → 2. Pooling is therefore a product with one
+small matrix at every place of the image, in whatever memory format it has: two to eight times as
+fast as PyTorch's pooling, whose gradient, besides, has no fixed order on a GPU.
 """
 
 from __future__ import annotations
@@ -13,59 +14,54 @@ from math import gcd
 import torch
 from torch import Tensor
 
-__all__ = ["pooled", "spread"]
+__all__ = ["ChannelPool"]
+
+#: Outputs of the matrix, about: several windows are one block of it, because products with fewer
+#: columns are slow (3 times for 8 → 5), and more of it would be zeros.
+OUTPUTS = 20
 
 
-def windows(p: int, q: int) -> list[tuple[int, int]]:
-    """First input and the one behind the last of each of q windows on p inputs."""
-    return [(i * p // q, -(-(i + 1) * p // q)) for i in range(q)]
+class ChannelPool:
+    """Pools images (N, inputs, H, W) to (N, outputs, H, W), outputs ≤ inputs.
 
+    Nothing here is differentiable: :meth:`spread` is the gradient of calling it. Products are those
+    of PyTorch's matrix products, so TF32 where that is switched on.
 
-def pooled(x: Tensor, channels: int) -> Tensor:
-    """x (N, C, H, W) to (N, channels, H, W), channels ≤ C; x itself if they are equal.
-
-    Not differentiable: :func:`spread` is the gradient.
+    Args:
+        inputs, outputs: numbers of channels; where they are equal everything stays as it is.
+        like: its dtype and device are the images'.
     """
-    if x.shape[1] == channels:
-        return x
-    groups = gcd(x.shape[1], channels)
-    inputs = x.unflatten(1, (groups, -1))
-    out = _like(x, channels)
-    outputs = out.unflatten(1, (groups, -1))
-    for j, (begin, end) in enumerate(windows(inputs.shape[2], outputs.shape[2])):
-        mean = outputs[:, :, j]
-        if end - begin == 1:
-            mean.copy_(inputs[:, :, begin])
-            continue
-        torch.add(inputs[:, :, begin], inputs[:, :, begin + 1], out=mean)
-        for k in range(begin + 2, end):
-            mean.add_(inputs[:, :, k])
-        mean.mul_(1 / (end - begin))
-    return out
+
+    def __init__(self, inputs: int, outputs: int, like: Tensor) -> None:
+        self._matrix: Tensor | None = None
+        if inputs == outputs:
+            return
+        groups = gcd(inputs, outputs)
+        p, q = inputs // groups, outputs // groups
+        together = 1
+        while groups % (2 * together) == 0 and 2 * together * q <= OUTPUTS:
+            together *= 2
+        # Computed on the device: numbers from here would be copied there, and a GPU waited for.
+        i = torch.arange(together * q, device=like.device)
+        k = torch.arange(together * p, device=like.device)[:, None]
+        begin, end = i * p // q, ((i + 1) * p + q - 1) // q
+        inside = ((k >= begin) & (k < end)).to(like.dtype)
+        self._matrix = inside / (end - begin)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """An image (N, inputs, H, W) pooled; itself if there is nothing to pool."""
+        return x if self._matrix is None else _times(x, self._matrix)
+
+    def spread(self, grad: Tensor) -> Tensor:
+        """The gradient of the image, of the gradient (N, outputs, H, W) of the pooled one."""
+        return grad if self._matrix is None else _times(grad, self._matrix.T)
 
 
-def spread(grad: Tensor, channels: int) -> Tensor:
-    """The gradient of :func:`pooled`: (N, c, H, W) to (N, channels, H, W), channels ≥ c."""
-    if grad.shape[1] == channels:
-        return grad
-    groups = gcd(grad.shape[1], channels)
-    parts = grad.unflatten(1, (groups, -1))
-    out = _like(grad, channels)
-    inputs = out.unflatten(1, (groups, -1))
-    sizes = inputs.shape[2], parts.shape[2]
-    shares = [(begin, end, 1 / (end - begin)) for begin, end in windows(*sizes)]
-    for k in range(inputs.shape[2]):
-        (first, share), *rest = [
-            (j, share) for j, (begin, end, share) in enumerate(shares) if begin <= k < end
-        ]
-        torch.mul(parts[:, :, first], share, out=inputs[:, :, k])
-        for j, share in rest:
-            inputs[:, :, k].add_(parts[:, :, j], alpha=share)
-    return out
-
-
-def _like(x: Tensor, channels: int) -> Tensor:
-    """An empty image with these channels in the memory format of ``x``, dense."""
-    n, _, h, w = x.shape
-    layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
-    return torch.empty((n, channels, h, w), dtype=x.dtype, device=x.device, memory_format=layout)
+def _times(x: Tensor, matrix: Tensor) -> Tensor:
+    """Blocks of channels of x (N, C, H, W) times a matrix, in the memory format of x."""
+    if x.stride(1) == 1:
+        rows: Tensor = x.permute(0, 2, 3, 1).unflatten(3, (-1, matrix.shape[0]))
+        return torch.matmul(rows, matrix).flatten(3).permute(0, 3, 1, 2)
+    columns: Tensor = x.flatten(2).unflatten(1, (-1, matrix.shape[0]))
+    product: Tensor = torch.matmul(matrix.T, columns).flatten(1, 2)
+    return product.view(*product.shape[:2], *x.shape[2:])

@@ -133,7 +133,7 @@ def _vgg16_file(who: str, weights: str | os.PathLike[str] | None) -> Path:
             torch.hub.download_url_to_file(ADDRESS, str(cached), prefix, progress=False)
         except (OSError, RuntimeError) as error:
             raise EncoderUnavailable(f"{who}: {ADDRESS} could not be fetched ({error})") from error
-    if weights in (None, TAG):
+    if weights is None or weights == TAG:
         if not cached.is_file():
             raise EncoderUnavailable(
                 f"{who} needs VGG16's weights, and torchvision's cache has no {cached}: pass "
@@ -142,7 +142,7 @@ def _vgg16_file(who: str, weights: str | os.PathLike[str] | None) -> Path:
                 f"pip install {PACKAGE.replace('_', '-')}"
             )
         return cached
-    path = Path(cast("str | os.PathLike[str]", weights)).expanduser()
+    path = Path(weights).expanduser()
     if not path.is_file():
         raise EncoderUnavailable(
             f"{who}: there is no weights file {path}; pass a file, {TAG!r}, or 'random' for tests"

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipweather_fast.losses._channel_pool import pooled
+from clipweather_fast.losses._channel_pool import ChannelPool
 from clipweather_fast.losses._normalized_l1 import (
+    EPSILON,
     Normalization,
-    divisors,
-    normalized,
+    lengths,
     normalized_l1,
+    picture_lengths,
     pieces,
 )
 from clipweather_fast.losses._pictures import no_autocast, wide
@@ -100,7 +101,8 @@ def residual_distillation(
         zero is zero.
 
     Numerics:
-        At least float32, under autocast too. Sums have a fixed order, so results repeat.
+        At least float32, under autocast too; channels are pooled by a matrix product, which is in
+        TF32 where that is switched on. Sums have a fixed order, so results repeat.
 
     Reference:
         Eqs. 6 and 7 of arXiv 2306.09008 (CLIP-SRD).
@@ -229,21 +231,23 @@ def _target(
     )
     with no_autocast(student):
         same = weather.shape[2:] == (h, w)
+        pool = ChannelPool(weather.shape[1], channels, target)
         # Where rows are pooled as well, a piece is made of whole pictures.
         for index in pieces(weather, whole=not same):
             part = wide(weather[index]).to(dtype)
             if clean is not None:
                 part = part - clean[index]
+            part = part.contiguous(memory_format=layout)
             if not same:
                 part = F.adaptive_avg_pool2d(part, (h, w))
-            part = pooled(part, channels)
-            if normalize == "channels":
-                part, _ = normalized(part, normalize)
+            part = pool(part)
+            length = lengths(part, normalize, None)
+            if length is not None:
+                part = part / length.clamp_min_(EPSILON)
             target[index if same else index[0]] = part
-        whole = divisors(target, channels, normalize)
-        if whole is not None:
-            for index in pieces(target):
-                target[index] = normalized(target[index], normalize, whole[index[0]])[0]
+        pictures = picture_lengths(target, ChannelPool(channels, channels, target), normalize)
+        if pictures is not None:
+            target.div_(pictures.clamp_min_(EPSILON))
     return target
 
 

@@ -23,7 +23,8 @@ def ssim(y: Tensor, truth: Tensor, *, reduction: str = "mean") -> Tensor:
         C_2 = 0.03^2
 
     Only windows that lie inside the picture count, and variances are those of the population, as
-    in scikit-image with ``gaussian_weights`` and in torchmetrics.
+    in scikit-image with ``gaussian_weights``. torchmetrics has the same values there, and counts
+    those of mirrored borders as well.
 
     Args:
         y, truth: (N, C, H, W), sides at least 11; neither is clamped.

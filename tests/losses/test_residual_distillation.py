@@ -122,10 +122,9 @@ def test_projection_instead_of_pooling(choices: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("normalize", ["channels", "sample", "none"])
 def test_gradcheck(normalize: Any) -> None:
-    residuals, features = (
-        students(1, side=32, dtype=torch.float64),
-        teachers(1, side=32, dtype=torch.float64),
-    )
+    residuals = [torch.randn(1, p.channels, 2, 1, dtype=torch.float64) for p in PLACES]
+    residuals = [residual.requires_grad_() for residual in residuals]
+    features = [[torch.randn(1, c, 3, 2, dtype=torch.float64) for c in TEACHER] for _ in range(2)]
 
     def loss(*residuals: Tensor) -> Tensor:
         return residual_distillation(residuals, PLACES, *features, normalize=normalize)
@@ -255,10 +254,10 @@ def test_keeps_the_residuals_and_one_target_per_size() -> None:
 
 @pytest.mark.parametrize("normalize", ["channels", "sample", "none"])
 def test_no_temporary_has_the_size_of_a_map(normalize: Any) -> None:
-    shape, places = (4, 32, 64, 64), [ResidualPlace(1, False, 32, 4)]
+    shape, places = (8, 64, 64, 64), [ResidualPlace(1, False, 64, 4)]
     residual = torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weather, clean = torch.randn(4, 20, 64, 64), torch.randn(4, 20, 64, 64)
-    size, target = residual.numel() * 4, 4 * 20 * 64 * 64 * 4
+    weather, clean = torch.randn(8, 40, 64, 64), torch.randn(8, 40, 64, 64)
+    size, target = residual.numel() * 4, 8 * 40 * 64 * 64 * 4
 
     def step() -> None:
         loss = residual_distillation(
@@ -266,7 +265,6 @@ def test_no_temporary_has_the_size_of_a_map(normalize: Any) -> None:
         )
         torch.autograd.grad(loss, residual)
 
-    # Deterministic mode also writes to fresh memory, which is not counted but takes a moment.
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -341,14 +339,14 @@ def test_a_network_descends_on_it() -> None:
     features = [m[:2] for m in maps], [m[2:] for m in maps]
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(15):
         _, residuals = network(weather, return_residuals=True)
         loss = residual_distillation(residuals, network.residual_places(), *features)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
 
 
 # ---- wrong arguments ---------------------------------------------------------------------------
