@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from clipweather_fast.data.collection import Collection
 from clipweather_fast.data.contents import Content, contents
 from clipweather_fast.data.find import collect
 from clipweather_fast.data.leakage import repeated_pictures, shared_pictures, shared_scenes
@@ -70,7 +71,8 @@ def check(
     and pictures, pictures equal to their truth, pictures of unknown weather, other counts.
 
     Args:
-        roots: folders or lists; train and test may be in one or in two.
+        roots: folders or lists; train and test may be in one or in two. Of several, one whose
+            names speak of no split is a split of its own.
         layout: "auto" or one of ``LAYOUTS``.
         decode: False reads only headers: fast, but sees neither damage nor equal pictures.
         counts: compare with the published counts.
@@ -82,7 +84,7 @@ def check(
         DatasetError: a root does not exist, or is no list.
     """
     collections = [collect(root, layout) for root in roots]
-    pairs = list(dict.fromkeys(pair for found in collections for pair in found.pairs))
+    pairs = _pairs(roots, collections)
     problems = [problem for found in collections for problem in found.problems]
     for found in collections:
         problems += [
@@ -112,6 +114,18 @@ def check(
         published=published,
         problems=tuple(sorted(problems, key=lambda problem: not problem.fatal)),
     )
+
+
+def _pairs(
+    roots: Sequence[str | os.PathLike[str]], collections: Sequence[Collection]
+) -> list[Pair]:
+    """The pairs of all roots, each once."""
+    pairs: dict[Pair, None] = {}
+    for root, found in zip(roots, collections, strict=True):
+        for pair in found.pairs:
+            alone = pair.split is None and len(roots) > 1
+            pairs[replace(pair, split=os.fspath(root)) if alone else pair] = None
+    return list(pairs)
 
 
 def _bad_files(pairs: Sequence[Pair], known: dict[Any, Content]) -> list[Problem]:

@@ -88,7 +88,9 @@ class Collection:
 
     def _split(self, places: list[str], listed_in: str) -> str | None:
         """From the outermost folder that names one; the list; the dataset's folder."""
-        for name in (*places, listed_in, *self.folder.names[:1]):
+        names = (*places, listed_in, self.folder.names[0])
+        for name in names:
             if (split := split_in(name)) is not None:
                 return split
-        return None
+        # TransWeather's folder of all weathers is for training.
+        return "train" if any("allweather" in name.lower() for name in names) else None

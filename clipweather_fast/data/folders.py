@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 
@@ -27,12 +28,18 @@ def beside(collection: Collection, place: str) -> tuple[str, str] | None:
     return posixpath.join(place, degraded), posixpath.join(place, truth)
 
 
-def read_folders(collection: Collection, degraded: str, truths: str) -> None:
+def read_folders(
+    collection: Collection, degraded: str, truths: str, above: frozenset[str] = frozenset()
+) -> None:
     """Reads a folder of degraded pictures; each has its truth in the other folder.
 
-    See :meth:`Folder.truth_of` for their names. Folders in it are read likewise.
+    See :meth:`Folder.truth_of` for their names. Folders in it are read likewise; ``above`` are
+    those that it is in itself, so that links in a circle end.
     """
     folder = collection.folder
+    real = os.path.realpath(folder.path(degraded))
+    if real in above:
+        return
     used = set()
     for name in sorted(filter(is_picture, folder.files(degraded))):
         image = posixpath.join(degraded, name)
@@ -49,7 +56,8 @@ def read_folders(collection: Collection, degraded: str, truths: str) -> None:
     left = sorted(name for name in folder.files(truths) - used if is_picture(name))
     collection.unused += [posixpath.join(truths, name) for name in left]
     for name in folder.folders(degraded):
-        read_folders(collection, posixpath.join(degraded, name), posixpath.join(truths, name))
+        below = posixpath.join(degraded, name), posixpath.join(truths, name)
+        read_folders(collection, *below, above | {real})
 
 
 def read_basicsr(

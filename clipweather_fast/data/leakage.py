@@ -66,4 +66,5 @@ def repeated_pictures(pairs: Sequence[Pair], known: Mapping[Path, Content]) -> I
 
 def _splits(places: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     order = ("train", "val", "test")
-    yield from combinations(sorted(places, key=order.index), 2)
+    rank = {name: number for number, name in enumerate(order)}
+    yield from combinations(sorted(places, key=lambda name: (rank.get(name, 3), name)), 2)

@@ -103,6 +103,15 @@ def test_a_training_picture_in_the_test_data_whatever_its_name_and_format(tmp_pa
     assert check([tmp_path / "train"]).good
 
 
+def test_two_folders_whose_names_say_nothing_are_two_splits(tmp_path: Path) -> None:
+    for name in ("mine", "yours"):
+        dataset(tmp_path, f"{name}/snow")
+    assert check([tmp_path / "mine", tmp_path / "yours"]).good
+    shutil.copy(tmp_path / "mine/snow/gt/a.png", tmp_path / "yours/snow/gt/c.png")
+    (message,) = messages(check([tmp_path / "mine", tmp_path / "yours"]), "leakage")
+    assert f"is in {tmp_path}/mine, and the same picture is in {tmp_path}/yours" in message
+
+
 def test_one_truth_of_several_pictures_is_no_duplicate(tmp_path: Path) -> None:
     put(tmp_path, *(f"train/in/im_0007_s{s}_a04.png" for s in (80, 85)), "train/gt/im_0007.png")
     report = check([tmp_path], counts=False)

@@ -52,6 +52,8 @@ def test_transweathers_list_with_spaces_comments_and_windows_separators(tmp_path
         ("allweather/input/7_rain.png", "allweather/gt/7_rain.png", "raindrop"),
     ]
     assert found(tmp_path / "allweather.txt") == found(tmp_path) == found(tmp_path, "list")
+    (tmp_path / "allweather.txt").rename(tmp_path / "allweather" / "pairs.txt")
+    assert {pair.split for pair in find_pairs(tmp_path / "allweather", "folders")} == {"train"}
 
 
 def test_only_the_last_input_of_a_path_becomes_gt(tmp_path: Path) -> None:
@@ -136,6 +138,7 @@ def test_a_link_in_the_folder_may_lead_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "snow").symlink_to(tmp_path / "disk", target_is_directory=True)
     (tmp_path / "set" / "snow" / "again").symlink_to("..", target_is_directory=True)
+    (tmp_path / "set" / "snow" / "input" / "self").symlink_to(".", target_is_directory=True)
     assert found(tmp_path / "set") == [("snow/input/a.png", "snow/gt/a.png", "snow")]
 
 

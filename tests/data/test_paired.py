@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -198,16 +197,14 @@ def test_the_message_survives_a_worker_process(tmp_path: Path) -> None:
         next(iter(loader))
 
 
-def test_workers_started_anew_and_copies(pairs: list[Pair]) -> None:
+def test_a_copy_has_an_epoch_of_its_own(pairs: list[Pair]) -> None:
     dataset = PairDataset(pairs, crop=8)
     dataset.set_epoch(4)
     clone = copy.deepcopy(dataset)
-    packed = pickle.loads(pickle.dumps(dataset))
     dataset.set_epoch(5)
-    assert (clone.epoch, packed.epoch, dataset.epoch) == (4, 4, 5)
+    assert (clone.epoch, dataset.epoch) == (4, 5)
     dataset.set_epoch(4)
-    for other in (clone, packed):
-        assert torch.equal(other[1]["image"], dataset[1]["image"])
+    assert torch.equal(clone[1]["image"], dataset[1]["image"])
 
 
 @pytest.mark.parametrize(
