@@ -120,13 +120,14 @@ def test_mixed_batches_follow_the_labels() -> None:
 
 
 def test_threads_and_layout_do_not_matter(photograph: Tensor) -> None:
+    clean = photograph[:, :, :200, :200]
     threads = torch.get_num_threads()
     try:
         for weather in WEATHERS:
             torch.set_num_threads(1)
-            one = degrade(photograph, [weather], [3])
+            one = degrade(clean.contiguous(), [weather], [3])
             torch.set_num_threads(2)
-            two = degrade(photograph.to(memory_format=torch.channels_last), [weather], [3])
+            two = degrade(clean.to(memory_format=torch.channels_last), [weather], [3])
             torch.testing.assert_close(one, two, atol=2e-6, rtol=0)
     finally:
         torch.set_num_threads(threads)
@@ -362,7 +363,8 @@ def test_drops_leave_the_scene_between_them_as_it_is(photograph: Tensor) -> None
 def test_inputs_are_as_degraded_as_the_benchmarks(
     weather: str, mean: tuple[float, float], spread: float, photograph: Tensor
 ) -> None:
-    values = [psnr(degrade(photograph, [weather], [seed]), photograph) for seed in range(40)]
+    clean = photograph[:, :, :320, 100:420]
+    values = [psnr(degrade(clean, [weather], [seed]), clean) for seed in range(40)]
     assert mean[0] < np.mean(values) < mean[1]
     assert np.std(values) > spread
     assert min(values) < mean[0] < mean[1] < max(values)

@@ -17,6 +17,7 @@ from clipweather_fast.cli.synth import synth
 from clipweather_fast.contact_sheet import contact_sheet
 from clipweather_fast.data.synthesis import degrade
 from clipweather_fast.data.synthesis.dataset import RECORD, SHEET, Settings, write_dataset
+from command import words
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def run(*arguments: object) -> tuple[int, str]:
         done = CliRunner().invoke(application, [str(argument) for argument in arguments])
     finally:
         torch.set_num_threads(threads)
-    return done.exit_code, " ".join(done.output.split())
+    return done.exit_code, words(done.output)
 
 
 def test_the_command_writes_names_the_bad_and_goes_on(photographs: Path, tmp_path: Path) -> None:
@@ -210,12 +211,12 @@ def test_a_contact_sheet_shows_every_picture(tmp_path: Path) -> None:
 
 def test_contact_sheets_say_what_is_wrong(tmp_path: Path) -> None:
     picture = torch.zeros(3, 4, 4)
-    for rows, headings, words in (
+    for rows, headings, message in (
         ([], ["a"], "no picture"),
         ([[picture, picture]], ["a"], "needs as many headings"),
         ([[picture[0]]], ["a"], r"must be \(3, H, W\)"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             contact_sheet(rows, headings, tmp_path / "sheet.png")
     with pytest.raises(ValueError, match="captions"):
         contact_sheet([[picture]], ["a"], tmp_path / "sheet.png", captions=[])

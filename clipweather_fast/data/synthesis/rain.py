@@ -15,15 +15,23 @@ import torch
 from torch import Tensor
 
 from clipweather_fast.data.synthesis.haze import Haze, transmission, veiled
-from clipweather_fast.data.synthesis.particles import Canvas, column, counts, scattered
+from clipweather_fast.data.synthesis.particles import (
+    Canvas,
+    column,
+    counts,
+    drawn_particles,
+    portions,
+)
 from clipweather_fast.data.synthesis.random_numbers import Draws, key
 
 __all__ = ["Rain", "StreakLayer", "rained"]
 
 #: Random numbers that a streak needs.
 CHANNELS = 6
-#: Half a streak's profile is drawn to this many standard deviations.
-PROFILE = 2.5
+#: A streak's profile ends at this many standard deviations, also in a batch with wider ones.
+PROFILE = 3.0
+#: A streak's thickness, relative to its layer's: at least and at most.
+THINNEST, THICKEST = 0.8, 1.2
 #: Streaks lean by at most this, in radians from straight down, so that each crosses many rows.
 MOST_LEAN = 0.75
 #: A streak's angle differs from its layer's by at most this, in radians.
@@ -52,7 +60,7 @@ class StreakLayer:
 
     def across(self) -> int:
         """Columns from a streak's middle beyond which it adds nothing."""
-        return math.ceil(1.2 * PROFILE * self.thickness / math.cos(_lean(self))) + 1
+        return math.ceil(PROFILE * THICKEST * self.thickness / math.cos(_lean(self))) + 1
 
 
 #: name, streaks per 10,000 pixels (light and heavy), lengths, thickness, brightness
@@ -148,7 +156,8 @@ def _streaks(clean: Tensor, keys: Sequence[int], layers: Sequence[StreakLayer]) 
     down = torch.arange(tall, device=device)
     side = torch.arange(-half, half + 1, device=device)
     up, out = column(above, device), column(beside, device)
-    for drawn, exists in scattered(keys, numbers, CHANNELS, tall * len(side), device):
+    streaks = drawn_particles(keys, numbers, CHANNELS, device)
+    for drawn, exists in portions(*streaks, tall * len(side)):
         top = drawn[0] * (height + up) - up
         left = drawn[1] * (width + 2 * out) - out
         first = top.floor()
@@ -158,7 +167,8 @@ def _streaks(clean: Tensor, keys: Sequence[int], layers: Sequence[StreakLayer]) 
         middle = left[..., None] + aside
         col = middle.floor()
         off = side - (middle - col)[..., None]
-        values = off.square_().mul_(narrow[..., None, None]).exp_().mul_(light[..., None])
+        exponent = off.square_().mul_(narrow[..., None, None])
+        values = exponent.exp().mul_(exponent >= -0.5 * PROFILE**2).mul_(light[..., None])
         rows = first.long()[..., None] + down
         places = canvas.places(rows.flatten(1), col.long().flatten(1)).view(*rows.shape, 1)
         canvas.add(places + side, values)
@@ -182,7 +192,8 @@ def _shapes(
     along = (below / (length * cosine)[..., None]).clamp_(0, 1)
     taper = (4 * along * (1 - along)).sqrt_()
     aside = along * (length * torch.sin(leaning))[..., None]
-    narrow = -0.5 * (cosine / (thickness * (0.8 + 0.4 * drawn[3]))).square()
+    spread = thickness * (THINNEST + (THICKEST - THINNEST) * drawn[3])
+    narrow = -0.5 * (cosine / spread).square()
     return taper * peak[..., None], aside, narrow
 
 

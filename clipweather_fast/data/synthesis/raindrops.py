@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipweather_fast.data.synthesis.particles import Canvas, column, counts, scattered
+from clipweather_fast.data.synthesis.particles import Number, Portion, column, radii, scattered
 from clipweather_fast.data.synthesis.random_numbers import Draws, key
 
 __all__ = ["DropLayer", "Raindrops", "spattered"]
 
 #: Random numbers that a drop needs.
-CHANNELS = 8
+CHANNELS = 6
 #: What drops show is read from a picture averaged over squares of this side, in pixels.
 BLUR = 8
 #: Sums over a pixel's drops: weight, where they look (row, column), shade, added light.
@@ -47,9 +47,9 @@ class DropLayer:
     tallest: float
     raggedness: float
 
-    def reach(self) -> float:
+    def reach(self, radius: Number) -> Number:
         """Pixels from a drop's middle beyond which there is nothing of it."""
-        return self.largest * self.tallest * (1 + 2 * self.raggedness) + self.softness / 2 + 1
+        return radius * (self.tallest * (1 + 2 * self.raggedness)) + self.softness / 2 + 1
 
 
 #: name, drops per 10,000 pixels (light and heavy), radii, height over width at most
@@ -95,14 +95,14 @@ class Raindrops:
         amount = draw.unit()
         focus = draw.scaled(0.8, 7.0) * scale
         layers = []
-        for _, density, radii, tallest in LAYERS:
+        for _, density, sizes, tallest in LAYERS:
             heavy = min(1.0, max(0.0, amount + draw.between(-0.35, 0.35)))
             low, high = density
             layers.append(
                 DropLayer(
                     density=strength * low * (high / low) ** heavy / scale**2,
-                    smallest=radii[0] * scale,
-                    largest=radii[1] * scale,
+                    smallest=sizes[0] * scale,
+                    largest=sizes[1] * scale,
                     softness=focus,
                     tallest=draw.between(1.05, tallest),
                     raggedness=draw.between(0.0, 0.14),
@@ -146,68 +146,41 @@ def _lenses(
     clean: Tensor, keys: Sequence[int], drops: Sequence[Raindrops], layer: int
 ) -> list[Tensor] | None:
     """The :data:`PLANES` of a layer's drops, each (N, 1, H, W); None if there is no drop."""
-    number, _, height, width = clean.shape
-    device = clean.device
-    layers = [d.layers[layer] for d in drops]
-    half = math.ceil(max(p.reach() for p in layers))
-    margins = [float(math.ceil(p.reach())) for p in layers]
-    areas = [(height + 2 * m) * (width + 2 * m) for m in margins]
-    numbers = counts([p.density for p in layers], areas)
-    side = 2 * half + 1
-    canvas = Canvas((number, height, width), side, PLANES, device)
-    grid = torch.arange(-half, half + 1, device=device)
-    offsets = canvas.offsets(grid[:, None], grid)
-    margin = column(margins, device)
-    for drawn, exists in scattered(keys, numbers, CHANNELS, PLANES * side * side, device):
-        y = drawn[0] * (height + 2 * margin) - margin
-        x = drawn[1] * (width + 2 * margin) - margin
-        row, col = y.floor(), x.floor()
-        dy = (grid - (y - row)[..., None])[..., :, None]
-        dx = (grid - (x - col)[..., None])[..., None, :]
-        weight, look, shade, light = _optics(drawn[2:], exists, drops, layer, dy, dx)
-        places = canvas.places(row.long(), col.long())[..., None, None] + offsets
+    found = scattered(clean, keys, [d.layers[layer] for d in drops], CHANNELS, PLANES)
+    if found is None:
+        return None
+    canvas, portions = found
+    for some in portions:
+        weight, look, shade, light = _optics(some, drops, layer)
         # Upside down and mirrored: what lies above is seen below.
-        rows = (y[..., None, None] - look * dy) * weight
-        columns = (x[..., None, None] - look * dx) * weight
-        canvas.add(places, weight, rows, columns, shade * weight, light * weight)
-    return canvas.planes() if any(numbers) else None
+        rows = (some.y[..., None, None] - look * some.dy) * weight
+        columns = (some.x[..., None, None] - look * some.dx) * weight
+        canvas.add(some.places, weight, rows, columns, shade * weight, light * weight)
+    return canvas.planes()
 
 
 def _optics(
-    drawn: Tensor,
-    exists: Tensor,
-    drops: Sequence[Raindrops],
-    layer: int,
-    dy: Tensor,
-    dx: Tensor,
+    some: Portion, drops: Sequence[Raindrops], layer: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weight, minification, shade and light, (N, K, P, P), at distances from drops' middles."""
+    drawn = some.drawn
+    layers = [d.layers[layer] for d in drops]
     table = torch.tensor(
         [
-            (
-                p.smallest,
-                p.largest,
-                p.softness,
-                p.tallest,
-                p.raggedness,
-                d.view,
-                d.gain,
-                d.rim,
-                d.light,
-            )
-            for d in drops
-            for p in [d.layers[layer]]
+            (p.softness, p.tallest, p.raggedness, d.view, d.gain, d.rim, d.light)
+            for d, p in zip(drops, layers, strict=True)
         ],
         dtype=torch.float32,
     ).to(drawn.device)
-    low, high, soft, tall, ragged, view, gain, rim, glow = table[:, :, None].unbind(1)
-    radius = low + (high - low) * drawn[0].square()
+    soft, tall, ragged, view, gain, rim, glow = table[:, :, None].unbind(1)
+    radius = radii(layers, drawn[0])
     height = 1 + (tall - 1) * drawn[1].square()
     lobes = 2 * math.pi * drawn[2]
     two = (ragged * torch.cos(lobes))[..., None, None]
     three = (ragged * torch.sin(lobes)).abs()[..., None, None]
     # In radii, from the middle: 1 at the edge.
-    across, down = dx / radius[..., None, None], dy / (radius * height)[..., None, None]
+    across = some.dx / radius[..., None, None]
+    down = some.dy / (radius * height)[..., None, None]
     distance = (across.square() + down.square()).sqrt_()
     sine = down / distance.clamp(min=1e-3)
     # cos 2θ flattens or stretches, sin 3θ makes a drop narrow above and wide below.
@@ -215,7 +188,7 @@ def _optics(
     relative = (distance / outline).clamp_(max=2)
     edge = (torch.minimum(soft, 1.2 * radius) / radius)[..., None, None]
     inside = ((1 + edge / 2 - relative) / edge).clamp_(0, 1)
-    weight = inside.square().mul_(3 - 2 * inside).mul_(exists[..., None, None])
+    weight = inside.square().mul_(3 - 2 * inside).mul_(some.exists[..., None, None])
     # A sphere bends more towards its edge.
     bend = (0.6 + 0.4 * relative.square()) * (0.7 + 0.6 * drawn[3])[..., None, None]
     look = bend * (view / radius)[..., None, None]

@@ -15,13 +15,19 @@ import torch
 from torch import Tensor
 
 from clipweather_fast.data.synthesis.haze import Haze, transmission, veiled
-from clipweather_fast.data.synthesis.particles import Canvas, column, counts, scattered
+from clipweather_fast.data.synthesis.particles import (
+    Number,
+    Portion,
+    column,
+    radii,
+    scattered,
+)
 from clipweather_fast.data.synthesis.random_numbers import Draws, key
 
 __all__ = ["FlakeLayer", "Snow", "fallen"]
 
 #: Random numbers that a flake needs.
-CHANNELS = 8
+CHANNELS = 6
 #: A flake's opacity at most, so that its optical depth stays finite.
 MOST_OPACITY = 0.99
 
@@ -52,10 +58,10 @@ class FlakeLayer:
     raggedness: float
     brightness: float
 
-    def reach(self) -> float:
+    def reach(self, radius: Number) -> Number:
         """Pixels from a flake's middle beyond which it is transparent."""
         edge = 1 + self.softness / 2 + 2 * self.raggedness
-        return self.largest * (edge + self.path * MOST_PATH / 2) + 1
+        return radius * (edge + self.path * MOST_PATH / 2) + 1
 
 
 #: A flake's way, relative to that of its layer: at least and at most.
@@ -96,7 +102,7 @@ class Snow:
         angle, motion = draw.between(-1.0, 1.0), draw.unit()
         hard, white = draw.unit(), draw.between(0.78, 1.0)
         layers = []
-        for number, (_, density, radii, opacities) in enumerate(LAYERS):
+        for number, (_, density, sizes, opacities) in enumerate(LAYERS):
             # Each layer departs from the picture's amount: powder, or few large flakes.
             heavy = min(1.0, max(0.0, amount + draw.between(-0.35, 0.35)))
             low, high = density
@@ -105,8 +111,8 @@ class Snow:
             layers.append(
                 FlakeLayer(
                     density=strength * low * (high / low) ** heavy / scale**2,
-                    smallest=radii[0] * scale,
-                    largest=radii[1] * scale,
+                    smallest=sizes[0] * scale,
+                    largest=sizes[1] * scale,
                     softness=min(2.0, softness),
                     faintest=opacities[0],
                     densest=opacities[1] * draw.between(0.75, 1.0),
@@ -147,60 +153,31 @@ def _optical_depth(
     clean: Tensor, keys: Sequence[int], layers: Sequence[FlakeLayer]
 ) -> Tensor | None:
     """Σ τ over a layer's flakes, (N, 1, H, W); None if there is no flake."""
-    number, _, height, width = clean.shape
-    device = clean.device
-    half = math.ceil(max(layer.reach() for layer in layers))
-    margins = [float(math.ceil(layer.reach())) for layer in layers]
-    areas = [(height + 2 * m) * (width + 2 * m) for m in margins]
-    numbers = counts([layer.density for layer in layers], areas)
-    side = 2 * half + 1
-    canvas = Canvas((number, height, width), 2 * half + 1, 1, device)
-    grid = torch.arange(-half, half + 1, device=device)
-    offsets = canvas.offsets(grid[:, None], grid)
-    margin = column(margins, device)
-    for drawn, exists in scattered(keys, numbers, CHANNELS, side * side, device):
-        y = drawn[0] * (height + 2 * margin) - margin
-        x = drawn[1] * (width + 2 * margin) - margin
-        row, col = y.floor(), x.floor()
-        depth = _flakes(
-            drawn[2:], exists, layers, grid - (y - row)[..., None], grid - (x - col)[..., None]
-        )
-        places = canvas.places(row.long(), col.long())
-        canvas.add(places[..., None, None] + offsets, depth)
-    return canvas.planes()[0] if any(numbers) else None
+    found = scattered(clean, keys, layers, CHANNELS, 1)
+    if found is None:
+        return None
+    canvas, portions = found
+    for some in portions:
+        canvas.add(some.places, _flakes(some, layers))
+    return canvas.planes()[0]
 
 
-def _flakes(
-    drawn: Tensor, exists: Tensor, layers: Sequence[FlakeLayer], dy: Tensor, dx: Tensor
-) -> Tensor:
-    """Optical depths (N, K, P, P) of flakes, given the distances of rows and columns (N, K, P)."""
-    device = drawn.device
+def _flakes(some: Portion, layers: Sequence[FlakeLayer]) -> Tensor:
+    """Optical depths of flakes, (N, K, P, P)."""
+    drawn, device = some.drawn, some.drawn.device
     table = torch.tensor(
-        [
-            (
-                p.smallest,
-                p.largest,
-                p.softness,
-                p.faintest,
-                p.densest,
-                p.path,
-                p.angle,
-                p.raggedness,
-            )
-            for p in layers
-        ],
+        [(p.softness, p.faintest, p.densest, p.path, p.angle, p.raggedness) for p in layers],
         dtype=torch.float32,
     ).to(device)
-    low, high, soft, faint, dense, path, angle, ragged = table[:, :, None].unbind(1)
-    # Small flakes are more common than large ones.
-    radius = low + (high - low) * drawn[0].square()
+    soft, faint, dense, path, angle, ragged = table[:, :, None].unbind(1)
+    radius = radii(layers, drawn[0])
     half_way = radius * path * (LEAST_PATH + (MOST_PATH - LEAST_PATH) * drawn[1]) / 2
     direction = angle + (drawn[2] - 0.5) * 0.5
     # A smeared flake hides each pixel for a part of the exposure only.
     opacity = (faint + (dense - faint) * drawn[3]) / (1 + half_way / (1.5 * radius))
-    peak = -torch.log1p(-opacity.clamp(max=MOST_OPACITY)) * exists
+    peak = -torch.log1p(-opacity.clamp(max=MOST_OPACITY)) * some.exists
     way_y, way_x = torch.cos(direction), torch.sin(direction)
-    dy, dx = dy[..., :, None], dx[..., None, :]
+    dy, dx = some.dy, some.dx
     if any(layer.path > 0 for layer in layers):
         along = (dy * way_y[..., None, None]).add(dx * way_x[..., None, None])
         limit = half_way[..., None, None]
