@@ -38,7 +38,17 @@ def test_help_names_every_command_and_what_the_package_is_for() -> None:
     words = re.sub(r"[\s│]+", " ", done.stdout)
     assert done.returncode == 0
     assert "Remove snow, rain and haze from pictures" in words
-    for command in ("restore", "video", "classify", "models", "export", "env", "demo", "data"):
+    for command in (
+        "restore",
+        "video",
+        "classify",
+        "models",
+        "export",
+        "env",
+        "demo",
+        "data",
+        "eval",
+    ):
         assert f" {command} " in words
 
 

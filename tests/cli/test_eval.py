@@ -149,13 +149,16 @@ def test_a_killed_run_goes_on(checkpoint: Path, tmp_path: Path) -> None:
         journal = out / "scored-1-of-1.jsonl"
         before = journal.read_bytes().count(b"\n") if journal.exists() else 0
         with subprocess.Popen([*COMMAND, *options], stderr=subprocess.PIPE) as process:
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline and process.poll() is None:
-                if journal.exists() and journal.read_bytes().count(b"\n") > before + 4:
-                    break
-                time.sleep(0.01)
-            process.send_signal(ending)
-            _, errors = process.communicate(timeout=60)
+            try:
+                deadline = time.monotonic() + 90
+                while not (journal.exists() and journal.read_bytes().count(b"\n") > before + 4):
+                    assert process.poll() is None, "it ended before it could be killed"
+                    assert time.monotonic() < deadline, "little was scored in a minute and a half"
+                    time.sleep(0.01)
+                process.send_signal(ending)
+                _, errors = process.communicate(timeout=60)
+            finally:
+                process.kill()
         if ending == signal.SIGINT:
             assert process.returncode == 130, errors
             assert b"the same command goes on from there" in errors
