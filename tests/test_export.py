@@ -141,7 +141,7 @@ def test_a_file_that_differs_is_not_accepted(exported: tuple[RestorationNetwork,
     ("arguments", "code", "reason"),
     [
         (("none/", "-o", "a.onnx"), 2, "'--model' / '-n': there is no file or folder none/"),
-        (("transweather", "-o", "a.onnx"), 2, "no weights are published"),
+        (("transweather", "-o", "a.onnx"), 2, "no weights come with"),
         (("transweather", "-o", "a.pth"), 2, "'--output' / '-o': a.pth must end in .onnx"),
         (("transweather", "-o", "no/a.onnx"), 2, "there is no folder no"),
     ],

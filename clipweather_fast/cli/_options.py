@@ -33,7 +33,7 @@ __all__ = [
     "tile_size",
 ]
 
-DEFAULT_MODEL = "clipweather_base"
+DEFAULT_MODEL = "clipweather_tiny"
 
 
 class Dtype(StrEnum):
@@ -211,7 +211,7 @@ def loaded(model: str) -> RestorationNetwork:
             raise FileNotFoundError(f"there is no file or folder {model}")
         if model in models.list_models():
             raise ValueError(
-                f"no weights are published for {model}; pass a folder with model.safetensors and "
+                f"no weights come with {model}; pass a folder with model.safetensors and "
                 "config.json, a checkpoint file or hf-hub:OWNER/NAME"
             )
         return models.create_model(model, pretrained=True)

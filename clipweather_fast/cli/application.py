@@ -15,6 +15,7 @@ from clipweather_fast.cli.eval import evaluate
 from clipweather_fast.cli.export import export
 from clipweather_fast.cli.models import models
 from clipweather_fast.cli.restore import restore
+from clipweather_fast.cli.synth import synth
 from clipweather_fast.cli.train import train
 from clipweather_fast.cli.video import video
 
@@ -53,6 +54,7 @@ def clipweather(
 for command in (restore, video, classify, models, export, train, env, demo):
     app.command()(command)
 app.command("eval")(evaluate)
+data.command()(synth)
 app.add_typer(data, name="data")
 
 

@@ -31,6 +31,6 @@ def models(
             network = create_model(name)
         count = sum(parameter.numel() for parameter in network.parameters())
         prior = getattr(network.config, "prior_encoder", "none")
-        weights = registry.WEIGHTS.get(name, "none published")
+        weights = "with the package" if name in registry.WEIGHTS else "none come with the package"
         typer.echo(f"{name:<{width}}  {count / 1e6:5.1f} M  {registry.description(name)}")
         typer.echo(f"{'':<{width}}           weights: {weights}; prior encoder: {prior}")

@@ -30,8 +30,10 @@ __all__ = [
 ARCHITECTURES: dict[str, type[RestorationNetwork]] = {
     network.config_class.architecture: network for network in (ClipWeather, TransWeather)
 }
-#: Where a registered network's own weights are; none are published yet.
-WEIGHTS: dict[str, str] = {}
+#: Weights that come with the package: folders as ``save_pretrained`` writes them, with a model card.
+WEIGHTS: dict[str, Path] = {
+    name: Path(__file__).parent / "weights" / name for name in ("clipweather_tiny",)
+}
 
 Preset = TypeVar("Preset", bound=Callable[[], NetworkConfig])
 _presets: dict[str, Callable[[], NetworkConfig]] = {}
@@ -92,8 +94,8 @@ def create_model(
         name: one of :func:`list_models`, or ``"local-dir:FOLDER"`` or ``"hf-hub:OWNER/NAME"``, the
             network that is there.
         pretrained: the source of its weights: a folder written by ``save_pretrained`` (whose
-            configuration counts then), a checkpoint file, or ``"hf-hub:OWNER/NAME"``; True: the
-            published ones; False: random weights.
+            configuration counts then), a checkpoint file, or ``"hf-hub:OWNER/NAME"``; True: those
+            that come with this package; False: random weights.
         config_overrides: fields of the configuration to change.
 
     Returns:
@@ -113,8 +115,8 @@ def create_model(
     if pretrained is True:
         if name not in WEIGHTS:
             raise ValueError(
-                f"create_model: no weights are published for {name!r}; pass pretrained=FOLDER, a "
-                f"checkpoint file or 'hf-hub:OWNER/NAME'"
+                f"create_model: no weights come with {name!r}, only with {', '.join(WEIGHTS)}; "
+                f"pass pretrained=FOLDER, a checkpoint file or 'hf-hub:OWNER/NAME'"
             )
         pretrained = WEIGHTS[name]
     return _from_source(pretrained, config, **config_overrides)

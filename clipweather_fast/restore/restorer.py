@@ -40,7 +40,8 @@ class Restorer:
     Args:
         model_or_name: a network, which is put in eval mode and moved; or the name of one with
             weights, a folder that ``save_pretrained`` wrote, or ``"hf-hub:OWNER/NAME"``. Any
-            module that takes and gives (N, 3, H, W) in [0, 1] for every H and W will do.
+            module that takes and gives (N, 3, H, W) in [0, 1] for every H and W will do. Without
+            it, the small network whose weights come with the package.
         device: "cpu", "cuda", "cuda:1", …; "auto": a GPU if there is one.
         dtype: "float32", "bfloat16" or "float16"; "auto": bfloat16 for 8-bit pictures on devices
             with instructions for it (GPUs since sm_80, CPUs with AVX512_BF16 or AMX), else float32.
@@ -55,7 +56,7 @@ class Restorer:
 
     def __init__(
         self,
-        model_or_name: nn.Module | str | os.PathLike[str],
+        model_or_name: nn.Module | str | os.PathLike[str] = "clipweather_tiny",
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         tile: int | Literal["auto"] | None = "auto",

@@ -255,7 +255,7 @@ def run(*arguments: str | Path) -> tuple[int, str]:
         (("in", "-o", "out", "--suffix", "/../x"), "'--output' / '-o'", "suffix"),
         (("in", "-o", "out", "--threads", "0"), "'--threads'", "1"),
         (("in", "-o", "out", "-n", "clipweather_bse"), "'--model' / '-n'", "clipweather_base"),
-        (("in", "-o", "out", "-n", "clipweather_tiny"), "'--model' / '-n'", "no weights are"),
+        (("in", "-o", "out", "-n", "clipweather_base"), "'--model' / '-n'", "no weights come"),
         (("in", "-o", "out", "-n", "a/b.pth"), "'--model' / '-n'", "no file or folder a/b.pth"),
         (("in", "-o", "out", "-n", "in/a.png"), "'--model' / '-n'", "cannot be read"),
         (("in", "-o", "out", "--json", "in/a.png/r.json"), "'--json'", "in/a.png"),

@@ -43,7 +43,7 @@ def test_wrong_names_and_fields_are_named() -> None:
         create_model("x")
     with pytest.raises(ValueError, match="TransWeatherConfig has no field 'gamma_init'"):
         create_model("transweather", gamma_init=1.0)
-    with pytest.raises(ValueError, match="no weights are published for 'transweather'; pass"):
+    with pytest.raises(ValueError, match="no weights come with 'transweather', only with"):
         create_model("transweather", pretrained=True)
     with pytest.raises(FileNotFoundError, match=r"there is no file or folder .*nowhere\.pth"):
         create_model("transweather", pretrained="nowhere.pth")
