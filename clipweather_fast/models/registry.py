@@ -30,7 +30,7 @@ __all__ = [
 ARCHITECTURES: dict[str, type[RestorationNetwork]] = {
     network.config_class.architecture: network for network in (ClipWeather, TransWeather)
 }
-#: Weights that come with the package: folders as ``save_pretrained`` writes them, with a model card.
+#: Weights that come with the package: folders of ``save_pretrained``, with a model card.
 WEIGHTS: dict[str, Path] = {
     name: Path(__file__).parent / "weights" / name for name in ("clipweather_tiny",)
 }

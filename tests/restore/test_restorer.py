@@ -385,9 +385,7 @@ def test_names_and_folders(tmp_path: Path) -> None:
         np.testing.assert_array_equal(Restorer(source, dtype="float32")(RGB), expected)
     with pytest.raises(ValueError, match="is a file and brings no configuration"):
         Restorer(tmp_path / "folder" / "model.safetensors")
-    with pytest.raises(
-        ValueError, match="no weights come with 'clipweather_small', only with clip"
-    ):
+    with pytest.raises(ValueError, match="no weights come with 'clipweather_small', only"):
         Restorer("clipweather_small")
     with pytest.raises(ValueError, match="there is no model"):
         Restorer("clipweather_huge")
