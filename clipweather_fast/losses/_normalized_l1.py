@@ -81,7 +81,8 @@ def lengths(part: Tensor, normalization: Normalization, pictures: Tensor | None)
     if normalization != "channels":
         return pictures
     if part.stride(1) == 1:
-        return torch.linalg.vector_norm(part, dim=1, keepdim=True)
+        length: Tensor = torch.linalg.vector_norm(part, dim=1, keepdim=True)
+        return length
     # Along the channels of a contiguous image vector_norm is ten times as slow as this.
     return part.square().sum(1, keepdim=True).sqrt_()
 
