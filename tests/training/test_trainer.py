@@ -87,27 +87,22 @@ def test_a_run_leaves_a_network_a_log_and_pictures(tmp_path: Path) -> None:
 def test_it_overfits_one_batch(tmp_path: Path) -> None:
     config = configuration(
         tmp_path,
-        run={"epochs": 300},
-        model={"drop_path_rate": 0.0, "residual_output": False},
-        data={"samples_per_epoch": 2, "crop": 64, "flips": False},
+        run={"epochs": 180},
+        model={"dims": [16, 32, 80, 128], "decoder_tail": [16, 16], "drop_path_rate": 0.0},
+        data={"samples_per_epoch": 2, "flips": False},
         losses={"ssim": 0.0, "psnr": 0.05},
         optimizer={"lr": 3e-3},
         schedule={"kind": "cosine", "warmup": 10},
-        ema={"decay": 0.9},
-        log={"every": 1000},
+        log={"every": 10},
         checkpoint={"every": 1000},
     )
     samples = samples_of(config)
     samples.set_epoch = lambda epoch: None  # type: ignore[method-assign]
-    task = RestorationTask(config)
-    trainer = Trainer(task, config, samples, samples)
-    with torch.no_grad():
-        before = task.examine({k: v[None] for k, v in samples[0].items()}).measures["psnr"]
-    trainer.fit()
+    Trainer(RestorationTask(config), config, samples).fit()
     records = read_log(tmp_path / "run" / "log.jsonl")
-    psnr = (1 - records[-1]["parts"]["psnr"] / 0.05) * 40
-    assert float(before) < 20
-    assert psnr > 35, records[-1]
+    first, last = ((1 - records[i]["parts"]["psnr"] / 0.05) * 40 for i in (0, -1))
+    assert first < 30
+    assert last > 35
 
 
 # ---- it goes on exactly -------------------------------------------------------------------------
