@@ -26,8 +26,6 @@ struct BackwardTile : AttentionTile<kDim, 32, 32, 4> {};
 template <>
 struct BackwardTile<64> : AttentionTile<64, 64, 32, 4> {};
 template <>
-struct BackwardTile<80> : AttentionTile<80, 64, 32, 4> {};
-template <>
 struct BackwardTile<256> : AttentionTile<256, 16, 16, 2> {};
 
 template <class Tile>

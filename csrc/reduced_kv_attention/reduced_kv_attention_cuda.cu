@@ -1,6 +1,6 @@
 // reduced_kv_attention's forward pass for any sizes: out = softmax(scale * q k^T) v.
 //
-// A block owns 64 queries of one head (32 where d > 160), stages 64 to 16 keys and values at a time
+// A block owns 64 queries of one head (32 where d > 128), stages 64 to 16 keys and values at a time
 // in shared memory as floats, and keeps a running maximum and sum of every row (online softmax);
 // few keys are one tile, and then nothing is ever rescaled. A thread multiplies 4 queries by 4 to 1
 // keys, and sums 4 rows by d / 16 columns; weights pass through shared memory between the threads
