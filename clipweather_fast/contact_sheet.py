@@ -30,7 +30,7 @@ def contact_sheet(
     side: int = 320,
     captions: Sequence[str] | None = None,
 ) -> None:
-    """Writes rows of pictures as one PNG file, which appears whole or not at all.
+    """Writes rows of pictures as one PNG (or .jpg) file, which appears whole or not at all.
 
     Args:
         rows: each a few pictures (3, H, W) in [0, 1], of any sizes, floating dtypes and devices.
@@ -87,8 +87,12 @@ def contact_sheet(
         if captions is not None:
             draw.text((GAP, top), captions[number], INK, font)
             top += below
+    small_file = os.fspath(path).lower().endswith((".jpg", ".jpeg"))
     with written_aside(path) as file:
-        sheet.save(file, "PNG")
+        if small_file:
+            sheet.save(file, "JPEG", quality=90, subsampling=0)
+        else:
+            sheet.save(file, "PNG")
 
 
 def _small(picture: Tensor, side: int) -> Image:

@@ -1,6 +1,6 @@
 """Draws the README's picture: input, restored and truth of the pairs in examples/pairs.
 
-python examples/before_and_after.py docs/before_and_after.png
+python examples/before_and_after.py docs/before_and_after.jpg
 """
 
 from __future__ import annotations

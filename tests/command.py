@@ -50,6 +50,7 @@ def save_small_network(folder: Path) -> Path:
         prior_width=32,
         prior_blocks=1,
         gamma_init=0.5,
+        residual_output=False,  # untrained, it would give back what it gets
     )
     network.save_pretrained(folder)
     return folder
