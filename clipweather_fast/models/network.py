@@ -101,8 +101,8 @@ class RestorationNetwork(nn.Module):
 
         Returns:
             RGB (N, 3, H, W), channels-last, in the parameters' (or autocast's) dtype, in (-1, 1)
-            ((-1, 2) where the picture is added) and meant to be in [0, 1]: it is not clamped,
-            because training needs its gradient.
+            and meant to be in [0, 1]: it is not clamped, because training needs its gradient.
+            Where the picture is added, in (-1, 2), and not rounded to autocast's dtype.
             With ``return_residuals`` a pair of it and the list of maps (N, hidden, H', W').
 
         Raises:
