@@ -145,9 +145,11 @@ def test_sigint_stops_too_and_handlers_come_back(tmp_path: Path) -> None:
 
 
 def test_killed_at_any_moment_and_started_again_is_uninterrupted(tmp_path: Path) -> None:
-    sections = {"run": {"epochs": 4}, "checkpoint": {"every": 1}}
+    # Tests before this one may have set another number of threads than a new process has.
+    alike = {"epochs": 4, "threads": 1}
+    sections = {"run": alike, "checkpoint": {"every": 1}}
     assert trainer_of(configuration(tmp_path, **sections)).fit().finished
-    sections["run"] = {"epochs": 4, "output": str(tmp_path / "killed")}
+    sections["run"] = {**alike, "output": str(tmp_path / "killed")}
     path = tmp_path / "killed.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path, **sections)))
     checkpoints = tmp_path / "killed" / "checkpoints"
