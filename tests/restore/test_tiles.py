@@ -102,6 +102,17 @@ def test_a_network_with_attention_shows_no_seam() -> None:
     assert seam(cut, whole) >= 0.5
 
 
+@pytest.mark.xfail(
+    reason="a tile judges the haze by itself: the measure is 0.5 to 2 on held-out pairs"
+)
+def test_the_weights_in_the_package_show_no_seam() -> None:
+    seen = np.asarray(Image.open(PHOTOGRAPH.parent / "pairs/rain/input/chelsea.jpg"), np.float32)
+    whole, tiled = (
+        Restorer(dtype="float32", device="cpu", tile=tile)(seen / 255) for tile in (None, 192)
+    )
+    assert seam(tiled, whole) <= 0.1
+
+
 def test_what_lies_in_memory_is_bounded_by_the_tile() -> None:
     network = Same()
     Restorer(network, tile=128)(np.zeros((1000, 700, 3), np.uint8))
