@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
+from clipweather_fast.modules._joint_keys import joined
 from clipweather_fast.modules._tokens import by_heads, check, reduced
 
 __all__ = ["EfficientAttention"]
@@ -72,8 +73,11 @@ class EfficientAttention(nn.Module):
             ValueError: if ``x`` is not (N, H·W, dim), or H or W is less than ``sr_ratio``.
         """
         check(type(self).__name__, x, H, W)
+        s = self.sr_ratio
+        # Before the queries: a tile that waits for others' keys holds none.
+        kv = joined(self, self.kv(self._reduced(x, H, W)), H // s, W // s)
+        kv = by_heads(kv, 2 * self.num_heads)
         q = by_heads(self.q(x), self.num_heads)
-        kv = by_heads(self.kv(self._reduced(x, H, W)), 2 * self.num_heads)
         k, v = kv[:, :, : self.num_heads], kv[:, :, self.num_heads :]
         if self.training and self.attn_drop.p > 0:
             out = F.scaled_dot_product_attention(

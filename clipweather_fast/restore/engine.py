@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipweather_fast.modules import EfficientAttention
 from clipweather_fast.restore import memory
-from clipweather_fast.restore.tiles import restore_in_tiles, smallest_tile, spans
+from clipweather_fast.restore.samples import averaged, prepared, store
+from clipweather_fast.restore.tiles import Span, restore_in_tiles, smallest_tile, spans
 
 __all__ = ["Engine", "PrecisionWarning", "Report"]
 
@@ -26,10 +28,15 @@ MOST_IMAGES = 8
 LARGEST_TILE = 2048
 #: Larger pictures are made smaller for their prior.
 PRIOR_PIXELS = LARGEST_TILE**2
-#: Pixels that are rounded at once.
-BLOCK = 1 << 16
 #: Steps of the tiles for a network that names no ``size_multiple``.
 USUAL_MULTIPLE = 64
+
+
+NOT_FINITE = "Restorer: the network gives NaN or infinity even in float32: bad weights?"
+
+
+class _NotFinite(Exception):
+    """A tile in low precision."""
 
 
 class PrecisionWarning(UserWarning):
@@ -66,7 +73,7 @@ class Engine:
         device: where to compute.
         dtype: precision; "auto": bfloat16 for 8-bit pictures where the device is fast at it.
         tile: side of the tiles; "auto": as large as memory allows; None: never cut.
-        overlap: pixels that tiles share.
+        overlap: pixels that tiles share; where their attention is joined, ``size_multiple`` more.
         compile: call the network through ``torch.compile``.
     """
 
@@ -83,6 +90,8 @@ class Engine:
         self.model: Any = model.to(device).eval()
         self.device, self.dtype, self.tile, self.overlap = device, dtype, tile, overlap
         self.step = int(getattr(model, "size_multiple", USUAL_MULTIPLE))
+        # Whether tiles' attention can be joined; False too once there was no memory for it.
+        self._joins = any(isinstance(module, EfficientAttention) for module in model.modules())
         self.report = Report(str(device))
         self._encodes = hasattr(model, "encode_prior")
         self._call: Callable[..., Any] = torch.compile(model) if compile else model
@@ -113,14 +122,14 @@ class Engine:
         while pending:
             image = pending[0][0]
             precision = self.precision(image.dtype)
-            side = self._side(image.shape[2], image.shape[3], precision)
+            side, joint = self._side(image.shape[2], image.shape[3], precision)
             count = 1 if side else self._images(len(pending), image, precision)
             self.report = replace(self.report, dtype=_name(precision), tile=side)
             failure = ""
             try:
                 with torch.inference_mode():
                     if side:
-                        self._in_tiles(*pending[0], side, precision, prior)
+                        self._in_tiles(*pending[0], side, joint, precision, prior)
                     else:
                         self._whole(pending[:count], precision, prior)
             except (RuntimeError, MemoryError) as error:
@@ -143,7 +152,7 @@ class Engine:
             return None
         precision = self.precision(image.dtype)
         with torch.inference_mode():
-            small = self._prepared(_reduced(image, PRIOR_PIXELS))
+            small = prepared(averaged(image, PRIOR_PIXELS), self.device)
             prior: Tensor | None = self._autocast(precision, self.model.encode_prior, small)
             if prior is not None and not bool(prior.isfinite().all()):
                 prior = self._autocast(torch.float32, self.model.encode_prior, small)
@@ -160,7 +169,7 @@ class Engine:
     def _whole(
         self, pairs: list[tuple[Tensor, Tensor]], precision: torch.dtype, prior: Tensor | None
     ) -> None:
-        images = [self._prepared(image) for image, _ in pairs]
+        images = [prepared(image, self.device) for image, _ in pairs]
         batch = images[0] if len(images) == 1 else torch.cat(images)
         del images
         restored = self._pass(batch, precision, prior)
@@ -168,44 +177,81 @@ class Engine:
             store(restored[index : index + 1], out)
 
     def _in_tiles(
-        self, image: Tensor, out: Tensor, side: int, precision: torch.dtype, prior: Tensor | None
+        self,
+        image: Tensor,
+        out: Tensor,
+        side: int,
+        joint: bool,
+        precision: torch.dtype,
+        prior: Tensor | None,
     ) -> None:
         if prior is None:
             prior = self.encode_prior(image)
-        restore_in_tiles(
-            image,
-            out,
-            spans(image.shape[2], side, self.overlap, self.step),
-            spans(image.shape[3], side, self.overlap, self.step),
-            lambda tile: self._pass(self._prepared(tile), precision, prior),
-            store,
+        rows, columns = (
+            spans(length, side, self._shared(joint), self.step) for length in image.shape[2:]
         )
 
-    def _prepared(self, image: Tensor) -> Tensor:
-        """On the device, in [0, 1], channels-last. Integers travel as such: they are smaller."""
-        if image.dtype == torch.uint16:
-            image = image.to(torch.float32).div_(65535)  # devices know little of uint16
-        here = image.to(self.device, non_blocking=True)
-        x = here.to(torch.float32).contiguous(memory_format=torch.channels_last)
-        return x if image.is_floating_point() else x.div_(torch.iinfo(image.dtype).max)
+        def separate(tile: Tensor) -> Tensor:
+            return self._pass(prepared(tile, self.device), precision, prior)
+
+        if not joint:
+            restore_in_tiles(image, out, rows, columns, separate, store)
+            return
+        try:
+            tiles = self._joint(image, rows, columns, precision, prior)
+            restore_in_tiles(image, out, rows, columns, lambda _: next(tiles), store)
+        except _NotFinite:
+            # What one tile gives, all attend to: all begin again.
+            self._warn_of_precision(precision)
+            tiles = self._joint(image, rows, columns, torch.float32, prior)
+            restore_in_tiles(image, out, rows, columns, lambda _: next(tiles), store)
+
+    def _joint(
+        self,
+        image: Tensor,
+        rows: list[Span],
+        columns: list[Span],
+        precision: torch.dtype,
+        prior: Tensor | None,
+    ) -> Iterator[Tensor]:
+        """The restored tiles, row by row, float32 and finite; their attention sees the picture."""
+        from clipweather_fast.restore.joint_tiles import JointTiles
+
+        def network(row: Span, column: Span) -> Tensor:
+            # Not the compiled network: its attention cannot wait for other tiles.
+            x = prepared(image[:, :, row.begin : row.end, column.begin : column.end], self.device)
+            y: Tensor = self.model(x) if prior is None else self.model(x, prior)
+            return self._checked(x, y)
+
+        least = int(getattr(self.model, "minimum_size", 1))
+        around = partial(self._precision_context, precision)
+        for y in JointTiles(rows, columns, self.step, least, network, around).results():
+            self.report = replace(self.report, passes=self.report.passes + 1)
+            if not _finite(y):
+                if precision != torch.float32:
+                    raise _NotFinite
+                raise ArithmeticError(NOT_FINITE)
+            yield y
 
     def _pass(self, x: Tensor, precision: torch.dtype, prior: Tensor | None) -> Tensor:
         """(N, 3, h, w) to the same, float32 and finite; not yet clamped."""
         y = self._network(x, precision, prior)
         if not _finite(y) and precision != torch.float32:
-            warnings.warn(
-                f"the network gave values that are not finite in {_name(precision)}; the result "
-                "was computed again in float32. dtype='float32' avoids the loss of time",
-                PrecisionWarning,
-                stacklevel=2,
-            )
-            self.report = replace(self.report, retries=self.report.retries + 1)
+            self._warn_of_precision(precision)
             y = self._network(x, torch.float32, prior)
         if not _finite(y):
-            raise ArithmeticError(
-                "Restorer: the network gives NaN or infinity even in float32: bad weights?"
-            )
+            raise ArithmeticError(NOT_FINITE)
         return y
+
+    def _warn_of_precision(self, precision: torch.dtype) -> None:
+        """Says, and counts, that a pass is repeated in float32."""
+        warnings.warn(
+            f"the network gave values that are not finite in {_name(precision)}; the result "
+            "was computed again in float32. dtype='float32' avoids the loss of time",
+            PrecisionWarning,
+            stacklevel=3,
+        )
+        self.report = replace(self.report, retries=self.report.retries + 1)
 
     def _network(self, x: Tensor, precision: torch.dtype, prior: Tensor | None) -> Tensor:
         def call(x: Tensor) -> Tensor:
@@ -214,7 +260,9 @@ class Engine:
             return y
 
         self.report = replace(self.report, passes=self.report.passes + 1)
-        y: Tensor = self._autocast(precision, call, x)
+        return self._checked(x, self._autocast(precision, call, x))
+
+    def _checked(self, x: Tensor, y: Tensor) -> Tensor:
         if y.shape != x.shape:
             raise ValueError(
                 f"Restorer: the network must give {tuple(x.shape)}, it gave {tuple(y.shape)}"
@@ -224,30 +272,46 @@ class Engine:
     def _autocast(
         self, precision: torch.dtype, function: Callable[[Tensor], Any], x: Tensor
     ) -> Any:
-        if precision == torch.float32:
-            with torch.autocast(self.device.type, enabled=False):
-                return function(x)
-        with torch.autocast(self.device.type, dtype=precision):
+        with self._precision_context(precision):
             return function(x)
+
+    def _precision_context(self, precision: torch.dtype) -> torch.autocast:
+        if precision == torch.float32:
+            return torch.autocast(self.device.type, enabled=False)
+        return torch.autocast(self.device.type, dtype=precision)
 
     # ---- what fits -------------------------------------------------------------------------
 
-    def _side(self, height: int, width: int, precision: torch.dtype) -> int | None:
-        """The side of the tiles for a picture; None: whole."""
+    def _side(self, height: int, width: int, precision: torch.dtype) -> tuple[int | None, bool]:
+        """The side of the tiles for a picture (None: whole), and whether they are joined."""
         if self.tile is None:
-            return None
-        smallest = smallest_tile(self.overlap, self.step)
+            return None, False
+        longer, joint = max(height, width), self._joins
+        side: float
         if self.tile != "auto":
-            side = max(smallest, int(min(self.tile, self._side_limit)))
-            return side if max(height, width) > side else None
-        if max(height, width) <= self._side_limit and self._fits(height * width, precision):
-            return None
-        free = memory.available_bytes(self.device)
-        side = LARGEST_TILE
-        if free is not None:
-            side = min(side, self._estimate(precision).side(free, self.step))
-        side = max(smallest, int(min(side, self._side_limit)))
-        return side if max(height, width) > side else None
+            side = self.tile
+        elif longer <= self._side_limit and self._fits(height * width, precision):
+            return None, False
+        else:
+            side = LARGEST_TILE
+            free = memory.available_bytes(self.device)
+            if free is not None:
+                estimate = self._estimate(precision)
+                left = free - estimate.paused_bytes(height * width)
+                joint = joint and left >= estimate.bytes(self._smallest(joint) ** 2)
+                side = min(side, estimate.side(left if joint else free, self.step))
+        side = max(self._smallest(joint), int(min(side, self._side_limit)))
+        return (side if longer > side else None), joint
+
+    def _shared(self, joint: bool) -> int:
+        """Pixels that neighbouring tiles share.
+
+        The convolutions of joined tiles should see as far as those of the whole picture.
+        """
+        return self.overlap + self.step if joint else self.overlap
+
+    def _smallest(self, joint: bool) -> int:
+        return smallest_tile(self._shared(joint), self.step)
 
     def _images(self, count: int, image: Tensor, precision: torch.dtype) -> int:
         """How many pictures of a size to restore at once."""
@@ -285,31 +349,21 @@ class Engine:
             self._image_limit = count // 2
             return
         now = side or max(height, width)
-        smallest = smallest_tile(self.overlap, self.step)
+        smallest = self._smallest(self._joins)
         if self.tile is None:
             raise MemoryError(
                 f"Restorer: {width} x {height} pixels do not fit into the memory of {self.device}; "
                 f"tile='auto' cuts the picture ({failure})"
             )
+        if now <= smallest and self._joins:
+            self._joins = False  # tiles that wait for others take memory too
+            return
         if now <= smallest:
             raise MemoryError(
                 f"Restorer: not even tiles of {now} pixels fit into the memory of {self.device}; "
                 f"use another device or a smaller network ({failure})"
             )
         self._side_limit = max(smallest, now // 2)
-
-
-def store(restored: Tensor, out: Tensor) -> None:
-    """Writes float32 into a picture's dtype and device, clamped and rounded to its levels."""
-    # A few rows at a time stay in the processor's cache; a GPU takes them all at once.
-    rows = max(1, BLOCK // out.shape[3]) if restored.device.type == "cpu" else out.shape[2]
-    for part, target in zip(restored.split(rows, 2), out.split(rows, 2), strict=True):
-        part = part.clamp(0, 1)
-        if not out.is_floating_point():
-            part.mul_(torch.iinfo(out.dtype).max).round_()
-        if out.dtype == torch.uint8:
-            part = part.to(torch.uint8)  # before it travels
-        target.copy_(part.to(out.device))
 
 
 def fast_at_bfloat16(device: torch.device) -> bool:
@@ -323,24 +377,6 @@ def fast_at_bfloat16(device: torch.device) -> bool:
         can = known() if known is not None else {}
         return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
     return False
-
-
-def _reduced(image: Tensor, most_pixels: int) -> Tensor:
-    """A picture averaged over k × k pixels so that it has at most ``most_pixels``."""
-    height, width = image.shape[2:]
-    k = math.ceil(math.sqrt(height * width / most_pixels))
-    if k <= 1:
-        return image
-    while math.ceil(height / min(k, height)) * math.ceil(width / min(k, width)) > most_pixels:
-        k += 1 + k // 4
-    levels = 1 if image.is_floating_point() else torch.iinfo(image.dtype).max
-    window = min(k, height), min(k, width)
-    # A few rows at a time: in float32 a large picture takes much memory.
-    rows = [
-        F.avg_pool2d(part.to(torch.float32), window, ceil_mode=True)
-        for part in image.split(window[0] * 64, dim=2)
-    ]
-    return torch.cat(rows, dim=2).div_(levels)
 
 
 def _finite(values: Tensor) -> bool:

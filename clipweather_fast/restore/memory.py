@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from clipweather_fast.modules._joint_keys import joint_keys
 
 __all__ = ["Estimate", "available_bytes", "estimate"]
 
@@ -38,14 +40,20 @@ class Estimate:
     Attributes:
         per_pixel: a.
         per_pixel_squared: b.
+        paused: what a tile holds while it waits for the others' keys, by its pixels.
     """
 
     per_pixel: float
     per_pixel_squared: float = 0.0
+    paused: float = 0.0
 
     def bytes(self, pixels: int) -> int:
         """Peak of a pass over so many pixels, with the margin."""
         return int(MARGIN * (self.per_pixel * pixels + self.per_pixel_squared * pixels**2))
+
+    def paused_bytes(self, pixels: int) -> int:
+        """What all tiles of a picture hold while they wait, with the margin."""
+        return int(MARGIN * self.paused * pixels)
 
     def side(self, limit: int, step: int) -> int:
         """The largest multiple of ``step`` whose square fits into ``limit`` bytes; at least one."""
@@ -66,14 +74,14 @@ def estimate(
         sizes: two sides of square pictures.
     """
     try:
-        small, large = (_peak(network, device, side) for side in sizes)
+        (small, _), (large, paused) = (_peak(network, device, side) for side in sizes)
     except Exception:  # a foreign network may do what fake tensors cannot
         return Estimate(UNKNOWN_BYTES_PER_PIXEL)
     few, many = (side**2 for side in sizes)
     square = (large / many - small / few) / (many - few)
     if square <= 0:
-        return Estimate(small / few)
-    return Estimate(max(0.0, small / few - square * few), square)
+        return Estimate(small / few, paused=paused / many)
+    return Estimate(max(0.0, small / few - square * few), square, paused / many)
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -123,13 +131,27 @@ class _Living(TorchDispatchMode):
         self.now -= size
 
 
-def _peak(network: Callable[[Tensor], Tensor], device: torch.device, side: int) -> int:
+class _Paused:
+    """Counts what is alive where a layer asks for keys."""
+
+    def __init__(self, living: _Living) -> None:
+        self.living, self.most = living, 0
+
+    def joined(self, layer: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+        self.most = max(self.most, self.living.now)
+        return tokens
+
+
+def _peak(network: Callable[[Tensor], Tensor], device: torch.device, side: int) -> tuple[int, int]:
+    """Bytes alive at once, and the most while a layer asks for keys."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True), _Living() as living:
+        paused = _Paused(living)
         image = torch.empty(1, 3, side, side, device=device)
-        network(image.contiguous(memory_format=torch.channels_last))
-    return int(living.peak)
+        with joint_keys(paused):
+            network(image.contiguous(memory_format=torch.channels_last))
+    return int(living.peak), int(paused.most)
 
 
 # ---- the machine -------------------------------------------------------------------------------

@@ -33,9 +33,10 @@ class Restorer:
     the work goes on. A result that is not finite is computed again in float32, with a
     :class:`PrecisionWarning`. ``report`` says what the last call did.
 
-    Tiles differ from the whole picture where a network looks far, as attention does; at the borders
-    of tiles no edge is visible. Large pictures are faster in tiles: attention's cost grows with the
-    square of the pixels it sees, so ``tile=1024`` is worth trying on a CPU.
+    In tiles, this package's networks attend to the whole picture all the same, so they judge the
+    weather by all of it; only convolutions see where a tile ends, and no edge is visible there.
+    Above 2048² pixels attention sees averages, which makes tiles faster than the whole. Networks
+    with other attention judge every tile by itself.
 
     Args:
         model_or_name: a network, which is put in eval mode and moved; or the name of one with
@@ -47,8 +48,10 @@ class Restorer:
             with instructions for it (GPUs since sm_80, CPUs with AVX512_BF16 or AMX), else float32.
         tile: largest side of a tile in pixels, rounded to the network's stride; "auto": the whole
             picture if it fits, else the largest tile that does, at most 2048; None: never cut.
-        tile_overlap: pixels that neighbouring tiles share, rounded up to the network's stride.
-        compile: call the network through ``torch.compile``; every new size takes a while first.
+        tile_overlap: pixels that neighbouring tiles share, rounded up to the network's stride; with
+            joint attention one stride more.
+        compile: call the network through ``torch.compile`` where a picture is restored whole; every
+            new size takes a while first.
 
     Raises:
         ValueError: an argument outside the above, or a name without weights.

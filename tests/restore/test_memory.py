@@ -104,7 +104,7 @@ def test_the_count_holds_between_and_beyond_the_trials() -> None:
     network = tiny_network(prior_encoder="none")
     found = estimate(network, CPU)
     for side in (256, 1024, 4096):
-        counted = memory._peak(network, CPU, side)
+        counted, _ = memory._peak(network, CPU, side)
         assert found.bytes(side * side) == pytest.approx(memory.MARGIN * counted, rel=0.1)
 
 

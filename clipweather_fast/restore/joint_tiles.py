@@ -1,0 +1,145 @@
+"""Tiles that attend to the whole picture.
+
+All tiles of a picture go through the network in step: a tile pauses where a layer asks for keys
+and values, until every tile has given its own, and goes on with all of them. So attention computes
+what it would compute for the whole picture, and only layers with a short reach see where a tile
+ends. In memory are one tile at work, and of the paused ones the tokens that wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from contextvars import copy_context
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+
+from clipweather_fast.models._padding import padded_length
+from clipweather_fast.modules._joint_keys import joint_keys
+from clipweather_fast.restore.tiles import Span
+
+__all__ = ["MOST_PIXELS", "JointTiles"]
+
+#: Keys of a larger picture are averaged until they are as few as this one's: attention costs the
+#: product of queries and keys, and with more it takes longer than everything else.
+MOST_PIXELS = 2048**2
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tile's spans, and its padded size."""
+
+    row: Span
+    column: Span
+    height: int
+    width: int
+
+    def own(self, height: int, width: int) -> tuple[slice, slice]:
+        """The part of its grid (height, width) that no other tile of the picture gives."""
+        return _own(self.row, height, self.height), _own(self.column, width, self.width)
+
+
+class JointTiles:
+    """Runs a picture's tiles in step.
+
+    Args:
+        rows, columns: spans of the picture's axes.
+        step: tiles are padded to its multiples.
+        least: and to this side.
+        network: rows and columns to the restored tile (1, 3, h, w).
+        around: what each turn of a tile runs in: autocast, for one. Contexts that ``network``
+            itself enters must not be open where a layer asks for keys.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Span],
+        columns: Sequence[Span],
+        step: int,
+        least: int,
+        network: Callable[[Span, Span], Tensor],
+        around: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        def padded(span: Span) -> int:
+            return padded_length(span.end - span.begin, step, least)
+
+        self._places = [_Place(r, c, padded(r), padded(c)) for r in rows for c in columns]
+        pixels = rows[-1].end * columns[-1].end
+        self._thinned = math.ceil(math.sqrt(pixels / MOST_PIXELS))
+        self._network, self._around = network, around
+        self._turn = 0
+        self._layer: nn.Module | None = None
+        self._given: list[Tensor] = []
+
+    def results(self) -> Iterator[Tensor]:
+        """The restored tiles, row by row; the last layers of each run when it is asked for.
+
+        Raises:
+            RuntimeError: if tiles do not ask the same layers in the same order.
+        """
+        tiles = [greenlet(self._tile) for _ in self._places]
+        for tile in tiles:
+            tile.gr_context = copy_context()  # else it begins with none
+        ended = False
+        try:
+            while not ended:
+                for number, tile in enumerate(tiles):
+                    self._turn = number
+                    with self._around(), joint_keys(self):
+                        result = tile.switch(number)
+                    if number and ended != tile.dead:
+                        raise RuntimeError("tiles of one picture took different ways")
+                    ended = tile.dead
+                    if ended:
+                        yield result
+                        del result
+        finally:
+            for tile in tiles:
+                if tile:  # begun and not ended: its frames hold tensors
+                    tile.throw(GreenletExit)
+
+    def joined(self, layer: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+        """See :class:`clipweather_fast.modules._joint_keys.JointKeys`."""
+        if self._turn == 0:
+            self._layer, self._given = layer, []
+        elif layer is not self._layer:
+            raise RuntimeError("tiles of one picture took different ways")
+        given = self._given
+        rows, columns = self._places[self._turn].own(height, width)
+        grid = tokens.unflatten(1, (height, width))[:, rows, columns]
+        given.append(self._reduced(grid).flatten(1, 2))
+        del tokens, grid
+        driver = getcurrent().parent
+        assert driver is not None
+        driver.switch()
+        if len(given) > 1:  # the first to go on joins them for all
+            given[:] = [torch.cat(given, dim=1)]
+        return given[0]
+
+    def _tile(self, number: int) -> Tensor:
+        place = self._places[number]
+        return self._network(place.row, place.column)
+
+    def _reduced(self, grid: Tensor) -> Tensor:
+        """A grid (1, h, w, C) in memory of its own, averaged where there are too many keys."""
+        if self._thinned == 1 or grid.numel() == 0:
+            return grid.clone(memory_format=torch.contiguous_format)
+        window = min(self._thinned, grid.shape[1]), min(self._thinned, grid.shape[2])
+        averaged = F.avg_pool2d(grid.movedim(3, 1).float(), window, ceil_mode=True)
+        return averaged.movedim(1, 3).to(grid.dtype)
+
+
+def _own(span: Span, count: int, padded: int) -> slice:
+    """Of ``count`` places along a tile's axis those between the middles of its overlaps."""
+
+    def first_from(pixel: int) -> int:
+        return -(-pixel * count // padded)
+
+    end = span.end - span.begin
+    last = first_from(end - span.after + span.after // 2) if span.after else count
+    return slice(first_from(span.before // 2), last)

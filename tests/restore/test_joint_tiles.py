@@ -1,0 +1,210 @@
+"""Tiles that wait for each other attend to the whole picture, and leave nothing behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipweather_fast.modules import EfficientAttention
+from clipweather_fast.modules._joint_keys import joined, joint_keys
+from clipweather_fast.ops import use_backend
+from clipweather_fast.ops._backends import requested_backend
+from clipweather_fast.restore import PrecisionWarning, Restorer, joint_tiles
+from clipweather_fast.restore.memory import Estimate
+
+
+class Attentive(nn.Module):
+    """Attention over patches of 4 × 4 pixels, twice, and nothing else that looks aside."""
+
+    size_multiple = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Conv2d(3, 16, 4, stride=4)
+        self.attention = nn.ModuleList(EfficientAttention(16, 2, ratio) for ratio in (8, 2))
+        self.out = nn.ConvTranspose2d(16, 3, 4, stride=4)
+        for layer in self.attention:  # of an effect that can be seen
+            layer.kv.weight.data.mul_(30)
+        self.calls = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.embed(image)
+        tokens = x.flatten(2).transpose(1, 2)
+        for attention in self.attention:
+            tokens = tokens + attention(tokens, *x.shape[2:])
+        return image + self.out(tokens.transpose(1, 2).view_as(x))
+
+
+@pytest.fixture
+def picture() -> Tensor:
+    torch.manual_seed(1)
+    # Brighter to one side: tiles that judge by themselves come out differently.
+    return torch.rand(3, 224, 320) * torch.linspace(0.2, 1, 320)
+
+
+def test_attention_over_tiles_is_attention_over_the_picture(picture: Tensor) -> None:
+    network = Attentive()
+    whole = Restorer(network, tile=None)(picture)
+    restorer = Restorer(network, tile=128)
+    joint = restorer(picture)
+    assert restorer.report.passes > 1
+    torch.testing.assert_close(joint, whole, rtol=1e-5, atol=1e-5)
+    restorer._engine._joins = False
+    assert (restorer(picture) - whole).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("overlap", [0, 32, 64])
+def test_every_place_gives_its_keys_once(overlap: int) -> None:
+    """Keys of all tiles together are the whole picture's, whatever tiles share."""
+
+    class Numbers(nn.Module):
+        """Gives each place of 32 × 32 pixels the number written there."""
+
+        size_multiple = 32
+        found: list[Tensor] = []
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = EfficientAttention(4, 1)  # so that tiles wait
+
+        def forward(self, image: Tensor) -> Tensor:
+            grid = image[:, :1, ::32, ::32]
+            tokens = grid.flatten(2).transpose(1, 2)
+            self.found.append(joined(self.attention, tokens, *grid.shape[2:]))
+            return image
+
+    places = torch.arange(7 * 10).float().view(1, 7, 10) / 70
+    picture = places.repeat_interleave(32, 1).repeat_interleave(32, 2).repeat(3, 1, 1)
+    network = Numbers()
+    network.found = []
+    Restorer(network, tile=192, tile_overlap=overlap)(picture)
+    assert len(network.found) > 1
+    for keys in network.found:
+        torch.testing.assert_close(keys.flatten().sort().values, places.flatten())
+
+
+def test_keys_of_a_large_picture_are_averaged(
+    picture: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    network = Attentive()
+    ask = network.attention[0].forward
+
+    def forward(x: Tensor, H: int, W: int) -> Tensor:
+        lengths.append(joined(network.attention[0], x, H, W).shape[1])
+        return ask(x, H, W)
+
+    monkeypatch.setattr(network.attention[0], "forward", forward)
+    Restorer(network, tile=128)(picture)
+    every = set(lengths)
+    lengths.clear()
+    monkeypatch.setattr(joint_tiles, "MOST_PIXELS", 224 * 320 / 4)
+    Restorer(network, tile=128)(picture)
+    assert every == {56 * 80}
+    assert set(lengths) == {56 * 80 // 4}
+
+
+def test_a_value_that_is_not_finite_begins_all_tiles_again_in_float32(picture: Tensor) -> None:
+    class Overflowing(Attentive):
+        def forward(self, image: Tensor) -> Tensor:
+            fifth = self.calls == 4
+            y = super().forward(image)
+            return y / 0 if fifth and torch.is_autocast_enabled("cpu") else y
+
+    network = Overflowing()
+    restorer = Restorer(network, tile=128, dtype="bfloat16")
+    with pytest.warns(PrecisionWarning, match="computed again in float32"):
+        found = restorer(picture)
+    assert restorer.report.retries == 1
+    expected = Restorer(Attentive(), tile=128, dtype="float32")(picture)
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_error_in_one_tile_ends_all(picture: Tensor) -> None:
+    class Failing(Attentive):
+        left = 0
+
+        def forward(self, image: Tensor) -> Tensor:
+            type(self).left += 1
+            fifth = self.calls == 4
+            try:
+                y = super().forward(image)
+                if fifth:
+                    raise KeyError("broken")
+                return y
+            finally:
+                type(self).left -= 1
+
+    with pytest.raises(KeyError, match="broken"):
+        Restorer(Failing(), tile=128)(picture)
+    assert Failing.left == 0
+
+
+def test_too_little_memory_for_waiting_tiles_separates_them(
+    picture: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hungry(Attentive):
+        """Runs out of memory while tiles wait."""
+
+        def forward(self, image: Tensor) -> Tensor:
+            self.inside = getattr(self, "inside", 0) + 1
+            try:
+                if self.inside > 1:
+                    raise torch.OutOfMemoryError("out of memory")
+                return super().forward(image)
+            finally:
+                self.inside -= 1
+
+    restorer = Restorer(Hungry(), tile=128)
+    found = restorer(picture)
+    assert restorer.report.halvings == 1
+    separate = Restorer(Attentive(), tile=128)
+    separate._engine._joins = False
+    torch.testing.assert_close(found, separate(picture))
+
+
+def test_what_waits_counts_as_memory() -> None:
+    restorer = Restorer(Attentive())
+    estimate = restorer._engine._estimate(torch.float32)
+    # At least the picture (3 floats a pixel) and the tokens (one): both are there while it waits.
+    assert 16 <= estimate.paused <= estimate.per_pixel
+    assert Estimate(10.0, 0.0, 4.0).paused_bytes(100) == 600
+
+
+def test_the_backend_that_was_chosen_holds_in_every_tile(picture: Tensor) -> None:
+    seen: list[Any] = []
+
+    class Asking(Attentive):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(requested_backend())
+            return super().forward(image)
+
+    with use_backend("reference"):
+        Restorer(Asking(), tile=128)(picture)
+    assert len(seen) > 1
+    assert set(seen) == {"reference"}
+
+
+def test_nobody_joins_outside(picture: Tensor) -> None:
+    class Nobody:
+        def joined(self, layer: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+            return tokens * 0
+
+    tokens = torch.ones(1, 4, 2)
+    layer = nn.Identity()
+    with joint_keys(Nobody()):
+        assert joined(layer, tokens, 2, 2).sum() == 0
+    assert joined(layer, tokens, 2, 2) is tokens
+
+
+def test_integers_too() -> None:
+    network = Attentive()
+    picture = np.random.default_rng(0).integers(0, 256, (224, 320, 3), dtype=np.uint8)
+    whole, joint = (Restorer(network, tile=tile, dtype="float32")(picture) for tile in (None, 128))
+    assert np.abs(whole.astype(int) - joint).max() <= 1
