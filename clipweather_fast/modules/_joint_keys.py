@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from threading import local
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.compiler import is_compiling
 
 __all__ = ["JointKeys", "joined", "joint_keys"]
@@ -20,7 +20,7 @@ __all__ = ["JointKeys", "joined", "joint_keys"]
 class JointKeys(Protocol):
     """Whoever joins the keys and values of tiles."""
 
-    def joined(self, layer: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+    def joined(self, layer: object, tokens: Tensor, height: int, width: int) -> Tensor:
         """What a tile's queries attend to in one layer.
 
         Args:
@@ -47,7 +47,7 @@ def joint_keys(joint: JointKeys) -> Iterator[None]:
         _of_thread.joint = before
 
 
-def joined(layer: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+def joined(layer: object, tokens: Tensor, height: int, width: int) -> Tensor:
     """Tokens (N, height · width, C) as they are, or joined with other tiles' if somebody does.
 
     Compiled graphs never ask: what they attend to is fixed.

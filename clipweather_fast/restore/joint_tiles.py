@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from greenlet import GreenletExit, getcurrent, greenlet
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipweather_fast.models._padding import padded_length
 from clipweather_fast.modules._joint_keys import joint_keys
@@ -52,8 +52,8 @@ class JointTiles:
         step: tiles are padded to its multiples.
         least: and to this side.
         network: rows and columns to the restored tile (1, 3, h, w).
-        around: what each turn of a tile runs in: autocast, for one. Contexts that ``network``
-            itself enters must not be open where a layer asks for keys.
+        around: what each turn of a tile runs in: autocast, for one. What ``network`` itself sets
+            of a thread's state, but for autocast, must be unset where a layer asks for keys.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class JointTiles:
         self._thinned = math.ceil(math.sqrt(pixels / MOST_PIXELS))
         self._network, self._around = network, around
         self._turn = 0
-        self._layer: nn.Module | None = None
+        self._layer: object | None = None
         self._given: list[Tensor] = []
 
     def results(self) -> Iterator[Tensor]:
@@ -103,7 +103,7 @@ class JointTiles:
                 if tile:  # begun and not ended: its frames hold tensors
                     tile.throw(GreenletExit)
 
-    def joined(self, layer: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+    def joined(self, layer: object, tokens: Tensor, height: int, width: int) -> Tensor:
         """See :class:`clipweather_fast.modules._joint_keys.JointKeys`."""
         if self._turn == 0:
             self._layer, self._given = layer, []
@@ -113,10 +113,15 @@ class JointTiles:
         rows, columns = self._places[self._turn].own(height, width)
         grid = tokens.unflatten(1, (height, width))[:, rows, columns]
         given.append(self._reduced(grid).flatten(1, 2))
+        device = tokens.device.type
         del tokens, grid
+        # Autocast belongs to the thread: others have set it for themselves meanwhile.
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         driver = getcurrent().parent
         assert driver is not None
         driver.switch()
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
         if len(given) > 1:  # the first to go on joins them for all
             given[:] = [torch.cat(given, dim=1)]
         return given[0]

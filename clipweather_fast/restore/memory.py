@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -137,7 +137,7 @@ class _Paused:
     def __init__(self, living: _Living) -> None:
         self.living, self.most = living, 0
 
-    def joined(self, layer: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+    def joined(self, layer: object, tokens: Tensor, height: int, width: int) -> Tensor:
         self.most = max(self.most, self.living.now)
         return tokens
 

@@ -191,6 +191,20 @@ def test_the_backend_that_was_chosen_holds_in_every_tile(picture: Tensor) -> Non
     assert set(seen) == {"reference"}
 
 
+def test_autocast_of_a_tile_is_its_own(picture: Tensor) -> None:
+    class Casting(Attentive):
+        def forward(self, image: Tensor) -> Tensor:
+            enabled = self.calls % 2 == 0
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                y = super().forward(image)
+                assert torch.is_autocast_enabled("cpu") == enabled
+            assert not torch.is_autocast_enabled("cpu")
+            return y
+
+    Restorer(Casting(), tile=128, dtype="float32")(picture)
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_nobody_joins_outside(picture: Tensor) -> None:
     class Nobody:
         def joined(self, layer: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
