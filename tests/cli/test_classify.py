@@ -15,7 +15,7 @@ from clipweather_fast.cli import app
 from clipweather_fast.clip import TextFeatures
 from clipweather_fast.models import list_models
 from clipweather_fast.restore import Restorer
-from command import clipweather, words
+from command import here, words
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def test_pictures_get_probabilities_and_bad_ones_a_name(
     folder.mkdir()
     Image.effect_noise((40, 30), 60).save(folder / "a\nb.png")
     (folder / "c.png").write_text("no picture")
-    done = clipweather("classify", folder, "-n", checkpoint, "--text", text, "--json")
-    assert done.returncode == 1
+    done = here("classify", folder, "-n", checkpoint, "--text", text, "--json")
+    assert done.exit_code == 1
     assert done.stderr.startswith(f"{folder}/c.png: ")
     found = json.loads(done.stdout)
     assert found["input"] == str(folder / "a\nb.png")

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clipweather_fast.cli import app
-from command import COMMAND, clipweather, words
+from command import COMMAND, here, words
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
@@ -39,8 +39,8 @@ def make(path: Path, frames: int, size: tuple[int, int]) -> Path:
 def test_a_video_is_restored(checkpoint: Path, tmp_path: Path) -> None:
     source = make(tmp_path / "a drive.mp4", 12, (96, 64))
     (tmp_path / "clear").mkdir()
-    done = clipweather("video", source, "-o", tmp_path / "clear", "-n", checkpoint, "--crf", "30")
-    assert done.returncode == 0, done.stderr
+    done = here("video", source, "-o", tmp_path / "clear", "-n", checkpoint, "--crf", "30")
+    assert done.exit_code == 0, done.stderr
     assert "12 frames, 1 priors (" in done.stderr
     with av.open(str(tmp_path / "clear" / "a drive.mp4")) as container:
         assert [stream.type for stream in container.streams] == ["video", "audio"]
