@@ -80,12 +80,14 @@ class VideoResult:
         missing: frames that the source should have and has not: holes between the times of a
             transport stream, or fewer frames than the header declares.
         broken: packets of the source that came damaged, or frames that were decoded with errors.
+        transparent: the source has transparency, which was left out.
     """
 
     frames: int
     priors: int
     missing: int = 0
     broken: int = 0
+    transparent: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ def restore_video(
             raise VideoError(f"{source}: {words}") from error
         if frames == 0:
             raise VideoError(f"{source}: its video has no frames")
-    return VideoResult(frames, held.computed, reader.damage.missing, reader.damage.broken)
+    damage = reader.damage
+    return VideoResult(frames, held.computed, damage.missing, damage.broken, reader.transparent)
 
 
 def _pyav() -> Any:
@@ -229,6 +232,12 @@ class _Reader:
             raise VideoError(f"{source}: its video has no frames")
         self.first: av.VideoFrame = first
         self.turn = Turn.of(first)
+
+    @property
+    def transparent(self) -> bool:
+        """Whether there is transparency: in the frames, or (VP8 and VP9) beside them."""
+        beside = self.video.metadata.get("alpha_mode") == "1"
+        return beside or any(part.is_alpha for part in self.first.format.components)
 
     @property
     def expected(self) -> int | None:

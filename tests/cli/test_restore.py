@@ -140,6 +140,25 @@ def test_hostile_files_are_named_and_the_rest_go_on(checkpoint: Path, tmp_path: 
         assert image.mode == "CMYK"
 
 
+def test_what_is_left_out_and_pages_are_said_by_name(checkpoint: Path, tmp_path: Path) -> None:
+    folder, out, report = tmp_path / "in", tmp_path / "out", tmp_path / "report.json"
+    folder.mkdir()
+    photograph = Image.fromarray(in_snow(data.rocket()[:60, :80]))
+    photograph.save(folder / "phone.jpg", "MPO", save_all=True, append_images=[photograph])
+    photograph.save(folder / "scan.tif", save_all=True, append_images=[photograph])
+    photograph.save(folder / "whole.png")
+    done = here("restore", folder, "-o", out, "-n", checkpoint, "--json", report)
+    assert done.exit_code == 1
+    assert f"{folder}/phone.jpg: left out 1 more picture behind the first" in done.stderr
+    assert f"{folder}/scan.tif: holds 2 pages; split it into files of one picture" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("2 restored, 1 of them without all that their files hold, 1 failed (")
+    found = {Path(one["input"]).name: one for one in json.loads(report.read_text())["pictures"]}
+    assert "more picture" in found["phone.jpg"]["left_out"]
+    assert found["whole.png"]["left_out"] is None
+    assert "2 pages" in found["scan.tif"]["error"]
+
+
 # ---- killed --------------------------------------------------------------------------------------
 
 

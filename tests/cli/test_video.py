@@ -68,6 +68,18 @@ def test_a_damaged_recording_is_restored_and_named(checkpoint: Path, tmp_path: P
         assert sum(1 for _ in container.decode(video=0)) == 30 - missing
 
 
+def test_transparency_is_said_to_be_left_out(checkpoint: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a.mkv"
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "bgra"
+        container.mux(video.encode(av.VideoFrame(64, 48, "bgra")))
+        container.mux(video.encode())
+    done = here("video", source, "-o", tmp_path / "b.mkv", "-n", checkpoint)
+    assert done.exit_code == 0, done.stderr
+    assert f"{source}: its transparency was left out" in done.stderr
+
+
 def test_an_interrupted_run_leaves_no_video(checkpoint: Path, tmp_path: Path) -> None:
     source = make(tmp_path / "long.mp4", 400, (320, 240))
     (tmp_path / "out").mkdir()

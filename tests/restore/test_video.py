@@ -306,3 +306,10 @@ def test_what_is_no_video_is_named(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"\.webm does not hold h264; take \.mkv"):
         restore_video(tmp_path / "whole.mp4", tmp_path / "out.webm", Copier(), codec="h264")
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("pixels", ["yuva420p", "bgra", "yuv420p"])
+def test_transparency_is_left_out_and_said_so(pixels: str, tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mkv", frames=2, codec="ffv1", pixels=pixels, sound=None)
+    result = restore_video(source, tmp_path / "b.mkv", Copier())
+    assert result.transparent == (pixels != "yuv420p")
