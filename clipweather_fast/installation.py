@@ -17,6 +17,7 @@ __all__ = ["SAMPLES", "report", "sample"]
 
 #: Small arguments for each operator, as shapes; enough for a backend to say whether it would run.
 SAMPLES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "dense_conv2d": ((1, 64, 8, 8), (64, 64, 3, 3), (64,)),
     "depthwise_conv2d": ((1, 64, 8, 8), (64, 1, 3, 3), (64,)),
     "reduced_kv_attention": ((1, 64, 1, 64), (1, 16, 1, 64), (1, 16, 1, 64)),
     "sar_conv2d": ((1, 64, 8, 8), (1, 3, 8, 8), (3, 64, 3, 3), (3, 64)),

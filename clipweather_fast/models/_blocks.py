@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from clipweather_fast.modules import SARFFN, ConvMlp
 from clipweather_fast.modules._construction import initialise
+from clipweather_fast.modules._convolution import convolved
 from clipweather_fast.modules._tokens import as_tokens
 
 __all__ = ["Block", "DropPath", "FeedForward", "PatchEmbed", "drop_path_rates", "layer_norm"]
@@ -59,7 +60,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, int, int]:
         """An image (N, C, H, W) to tokens (N, H'·W', dim) and H', W' = H, W over the stride."""
-        image = self.proj(image)
+        image = convolved(image, self.proj)
         return self.norm(as_tokens(image)), image.shape[2], image.shape[3]
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipweather_fast.modules._convolution import convolved
+
 __all__ = ["Conv", "ConvDecoder", "Detail"]
 
 
@@ -18,8 +20,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H, W)."""
-        y: Tensor = self.conv2d(x)
-        return y
+        return convolved(x, self.conv2d)
 
 
 class Up(nn.Module):
@@ -31,8 +32,7 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', 2H, 2W)."""
-        y: Tensor = self.conv2d(x)
-        return y
+        return convolved(x, self.conv2d)
 
 
 class Residual(nn.Module):

@@ -1,0 +1,41 @@
+"""How the networks call their dense convolutions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from clipweather_fast import ops
+from clipweather_fast.modules._observation import observed
+
+__all__ = ["convolved"]
+
+
+def convolved(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """``layer(x)`` for an image (N, C, H, W), by our operator where the layer is one it computes
+    and nobody else has a say in it."""
+    y: Tensor
+    if not _plain(layer):
+        y = layer(x)
+        return y
+    return ops.dense_conv2d(
+        x,
+        layer.weight,
+        layer.bias,
+        stride=layer.stride[0],
+        padding=int(layer.padding[0]),
+        transposed=type(layer) is nn.ConvTranspose2d,
+    )
+
+
+def _plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Square, without groups, dilation or another padding than with zeros, and without hooks."""
+    return (
+        type(layer) in (nn.Conv2d, nn.ConvTranspose2d)
+        and layer.groups == 1
+        and len({*layer.kernel_size}) == len({*layer.stride}) == len({*layer.padding}) == 1
+        and set(layer.dilation) == {1}
+        and set(layer.output_padding) == {0}
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and not observed(layer)
+    )

@@ -1,0 +1,166 @@
+"""dense_conv2d on the CPU: this package's kernels arrange, PyTorch's matrix products multiply.
+
+Two ways. As windows (any kernel): pixels of the coarse image (M, C) and their windows of the fine
+one (M, k·k·C') meet in the weight as it lies, (C, k·k·C') in channels-last memory, which is the
+same matrix for a convolution and for a transposed one. By Winograd (3×3, stride 1, padding 1): see
+csrc/dense_conv2d/dense_conv2d_winograd_cpu.cpp.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from clipweather_fast.ops import _native
+from clipweather_fast.ops._buffers import filled
+from clipweather_fast.ops._layout import channels_last
+
+__all__ = ["backward", "forward"]
+
+
+class Step(IntEnum):
+    """As DenseConv2dStep of csrc/dense_conv2d/dense_conv2d.h."""
+
+    WINDOWS_OF_IMAGE = 0
+    IMAGE_OF_WINDOWS = 1
+    TILES_OF_INPUT = 2
+    TILES_OF_OUTPUT = 3
+    OUTPUT_OF_TILES = 4
+    INPUT_OF_TILES = 5
+    TILES_OF_WEIGHT = 6
+    WEIGHT_OF_TILES = 7
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    transposed: bool,
+    y: Tensor,
+) -> None:
+    """Fills ``y``."""
+    x, weight = channels_last(x), channels_last(weight)
+    bias = None if bias is None else bias.contiguous()
+    with filled(y, image=True) as to_y:
+        assert to_y is not None
+        if _by_winograd(weight, stride, padding, transposed):
+            products = torch.bmm(_tiles(Step.TILES_OF_INPUT, x), _kernels(weight).mT)
+            _run(Step.OUTPUT_OF_TILES, products, to_y, y.shape, bias)
+        elif transposed:
+            windows = torch.mm(_pixels(x), _matrix(weight))
+            frame = _frame(x, weight, stride, padding)
+            _run(Step.IMAGE_OF_WINDOWS, windows, to_y, y.shape, bias, frame)
+        else:
+            windows, matrix = _windows(x, y, weight, stride, padding), _matrix(weight).mT
+            if bias is None:
+                torch.mm(windows, matrix, out=_pixels(to_y))
+            else:
+                torch.addmm(bias, windows, matrix, out=_pixels(to_y))
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    transposed: bool,
+    grads: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Fills the gradients of ``x``, ``weight`` and, unless it is empty, the bias."""
+    x, weight, grad_y = channels_last(x), channels_last(weight), channels_last(grad_y)
+    grad_x, grad_weight, grad_bias = grads
+    if grad_bias.numel():
+        torch.sum(_pixels(grad_y), 0, out=grad_bias)
+    with filled(grad_x, image=True) as to_x, filled(grad_weight, image=True) as to_weight:
+        assert to_x is not None and to_weight is not None
+        if _by_winograd(weight, stride, padding, transposed):
+            _backward_by_winograd(grad_y, x, weight, to_x, to_weight)
+            return
+        fine, coarse = (grad_y, x) if transposed else (x, grad_y)
+        windows = _windows(fine, coarse, weight, stride, padding)
+        torch.mm(_pixels(coarse).mT, windows, out=_matrix(to_weight))
+        if transposed:
+            torch.mm(windows, _matrix(weight).mT, out=_pixels(to_x))
+        else:
+            torch.mm(_pixels(coarse), _matrix(weight), out=windows)
+            frame = _frame(coarse, weight, stride, padding)
+            _run(Step.IMAGE_OF_WINDOWS, windows, to_x, x.shape, None, frame)
+
+
+def _backward_by_winograd(
+    grad_y: Tensor, x: Tensor, weight: Tensor, grad_x: Tensor, grad_weight: Tensor
+) -> None:
+    given = _tiles(Step.TILES_OF_OUTPUT, grad_y)
+    products = torch.bmm(given.mT, _tiles(Step.TILES_OF_INPUT, x))
+    _run(Step.WEIGHT_OF_TILES, products, grad_weight, weight.shape)
+    products = torch.bmm(given, _kernels(weight))
+    _run(Step.INPUT_OF_TILES, products, grad_x, x.shape)
+
+
+def _by_winograd(weight: Tensor, stride: int, padding: int, transposed: bool) -> bool:
+    return not transposed and (weight.shape[-1], stride, padding) == (3, 1, 1)
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """A channels-last image (N, C, H, W) as a matrix (N·H·W, C), without a copy."""
+    return image.permute(0, 2, 3, 1).view(-1, image.shape[1])
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A channels-last weight (C, C', k, k) as (C, k·k·C'), without a copy."""
+    return weight.permute(0, 2, 3, 1).view(weight.shape[0], -1)
+
+
+def _windows(fine: Tensor, coarse: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """What every pixel of the coarse image sees of the fine one, (M, k·k·C)."""
+    frame = _frame(coarse, weight, stride, padding)
+    rows = coarse.shape[0] * coarse.shape[2] * coarse.shape[3]
+    windows = fine.new_empty(rows, weight.shape[-1] ** 2 * fine.shape[1])
+    _run(Step.WINDOWS_OF_IMAGE, fine, windows, fine.shape, None, frame)
+    return windows
+
+
+def _frame(
+    coarse: Tensor, weight: Tensor, stride: int, padding: int
+) -> tuple[int, int, int, int, int]:
+    return coarse.shape[2], coarse.shape[3], weight.shape[-1], stride, padding
+
+
+def _tiles(step: Step, image: Tensor) -> Tensor:
+    """Winograd's tiles of an image, (16, T, C)."""
+    n, c, h, w = image.shape
+    tiles = image.new_empty(16, n * ((h + 1) // 2) * ((w + 1) // 2), c)
+    _run(step, image, tiles, image.shape)
+    return tiles
+
+
+def _kernels(weight: Tensor) -> Tensor:
+    """Winograd's 16 matrices (C', C) of a weight (C', C, 3, 3)."""
+    kernels = weight.new_empty(16, weight.shape[0], weight.shape[1])
+    _run(Step.TILES_OF_WEIGHT, weight, kernels, weight.shape)
+    return kernels
+
+
+def _run(
+    step: Step,
+    source: Tensor,
+    target: Tensor,
+    nchw: torch.Size,
+    bias: Tensor | None = None,
+    frame: tuple[int, int, int, int, int] = (0, 0, 3, 1, 1),
+) -> None:
+    n, c, h, w = nchw
+    _native.core().dense_conv2d_step_cpu(
+        int(step),
+        _native.address(source),
+        _native.address(bias),
+        _native.address(target),
+        (n, h, w, c, *frame),
+        _native.DTYPE_CODES[source.dtype],
+        torch.get_num_threads(),
+    )

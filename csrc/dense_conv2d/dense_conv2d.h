@@ -1,0 +1,48 @@
+// dense_conv2d: what surrounds the matrix products that a dense convolution is made of.
+//
+// A convolution relates a fine image (its input; a transposed one's output) to a coarse one. As
+// windows: row m of the matrix `windows` (M, k * k * C) holds what coarse pixel m sees of the fine
+// image. By Winograd's F(2x2, 3x3): tiles of 2x2 output pixels become 16 matrices `tiles`
+// (16, T, C), and the kernels 16 matrices (16, C', C).
+#pragma once
+
+#include <cstdint>
+
+#include "common/cpu_dispatch.h"
+#include "common/dtype.h"
+
+namespace clipweather {
+
+inline constexpr int kTileArea = 16;  // 4 x 4 numbers stand for 2 x 2 output pixels
+
+enum class DenseConv2dStep : int {
+  kWindowsOfImage = 0,   // fine image -> windows
+  kImageOfWindows = 1,   // windows, bias -> fine image: every pixel sums what windows hold of it
+  kTilesOfInput = 2,     // x -> tiles
+  kTilesOfOutput = 3,    // grad_y -> tiles
+  kOutputOfTiles = 4,    // tiles, bias -> y
+  kInputOfTiles = 5,     // tiles -> grad_x
+  kTilesOfWeight = 6,    // weight (C', 3, 3, C) -> (16, C', C)
+  kWeightOfTiles = 7,    // (16, C', C) -> grad_weight
+};
+
+struct DenseConv2dSizes {
+  int64_t n, h, w, c;             // the fine image, or the image of Winograd's steps
+  int64_t rows, columns;          // the coarse image
+  int64_t kernel, stride, padding;
+  DType dtype;                    // float32 or float64
+};
+
+struct DenseConv2dArgs {
+  const void* in;
+  const void* bias;  // (C) or null
+  void* out;
+  DenseConv2dSizes size;
+  DenseConv2dStep step;
+  int threads;
+};
+
+}  // namespace clipweather
+
+CLIPWEATHER_CPU_KERNEL(dense_conv2d_windows, DenseConv2dArgs)
+CLIPWEATHER_CPU_KERNEL(dense_conv2d_winograd, DenseConv2dArgs)

@@ -1,0 +1,29 @@
+#include "common/bindings.h"
+#include "dense_conv2d/dense_conv2d.h"
+
+namespace clipweather {
+namespace {
+
+// size: n, h, w, c, rows, columns, kernel, stride, padding.
+void step(int which, Address in, Address bias, Address out, const std::array<int64_t, 9>& size,
+          int dtype, int threads) {
+  const DenseConv2dArgs args{pointer<void>(in),
+                             pointer<void>(bias),
+                             pointer<void>(out),
+                             {size[0], size[1], size[2], size[3], size[4], size[5], size[6],
+                              size[7], size[8], static_cast<DType>(dtype)},
+                             static_cast<DenseConv2dStep>(which),
+                             threads};
+  if (args.step <= DenseConv2dStep::kImageOfWindows)
+    CLIPWEATHER_CPU_CALL(dense_conv2d_windows, args);
+  else
+    CLIPWEATHER_CPU_CALL(dense_conv2d_winograd, args);
+}
+
+}  // namespace
+}  // namespace clipweather
+
+CLIPWEATHER_BINDINGS(dense_conv2d) {
+  module.def("dense_conv2d_step_cpu", &clipweather::step,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
+}

@@ -1,0 +1,187 @@
+"""dense_conv2d on every backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipweather_fast import ops
+from clipweather_fast.modules._convolution import convolved
+from op_tests import OpTests
+from operands import normal
+
+UP = {"k": 4, "stride": 2, "padding": 1, "transposed": True}
+SAME = {"k": 3, "padding": 1}
+
+
+class TestDenseConv2d(OpTests):
+    op = staticmethod(ops.dense_conv2d)
+    activations = ("x",)
+    cases = {
+        "same": SAME,
+        "up": UP,
+        "embedding": {"k": 7, "stride": 4, "padding": 3},
+        "halving": {"k": 3, "stride": 2, "padding": 1},
+        "window": {"k": 2, "stride": 2},
+        "pointwise": {"k": 1},
+        "up_without_padding": {"k": 3, "stride": 2, "transposed": True},
+        "up_with_gaps_filled": {"k": 5, "stride": 3, "padding": 2, "transposed": True},
+        "wide_padding": {"k": 3, "padding": 2},
+        "same_without_bias": {**SAME, "bias": False},
+        "up_without_bias": {**UP, "bias": False},
+        "embedding_without_bias": {"k": 7, "stride": 4, "padding": 3, "bias": False},
+        "same_of_channels_past_a_block": {**SAME, "shape": (1, 33, 5, 4), "out": 19},
+        "same_of_even_sides": {**SAME, "shape": (2, 16, 4, 6), "out": 16},
+        "same_of_one_pixel": {**SAME, "shape": (2, 17, 1, 1)},
+        "up_from_one_pixel": {**UP, "shape": (2, 17, 1, 1)},
+        "same_of_one_row": {**SAME, "shape": (1, 6, 1, 9)},
+        "same_of_one_channel": {**SAME, "shape": (1, 1, 6, 7), "out": 1},
+        "no_image": {**SAME, "shape": (0, 17, 5, 6)},
+    }
+    representative = ("same", "up", "halving")
+    tiny = {
+        "same": {**SAME, "shape": (1, 2, 3, 3), "out": 2},
+        "up": {**UP, "shape": (1, 2, 2, 2), "out": 1},
+        "halving": {"k": 3, "stride": 2, "padding": 1, "shape": (1, 2, 3, 4), "out": 2},
+    }
+    bad = {
+        "x_is_a_number": ({"x": 1.0}, TypeError, "dense_conv2d: x must be a tensor, got float"),
+        "x_has_three_axes": (
+            {"x": lambda x: x[0]},
+            ValueError,
+            "dense_conv2d: x must be (N, C, H, W), got (5, 7, 6)",
+        ),
+        "weight_of_other_channels": (
+            {"weight": torch.zeros(4, 6, 3, 3)},
+            ValueError,
+            "dense_conv2d: weight must be (C', C, k, k) with C = 5, got (4, 6, 3, 3)",
+        ),
+        "transposed_weight_of_other_channels": (
+            {"weight": torch.zeros(4, 5, 3, 3), "transposed": True},
+            ValueError,
+            "dense_conv2d: weight must be (C, C', k, k) with C = 5, got (4, 5, 3, 3)",
+        ),
+        "weight_not_square": (
+            {"weight": torch.zeros(4, 5, 3, 1)},
+            ValueError,
+            "dense_conv2d: weight must be (C', C, k, k) with C = 5, got (4, 5, 3, 1)",
+        ),
+        "kernel_too_large": (
+            {"weight": torch.zeros(4, 5, 17, 17)},
+            ValueError,
+            "dense_conv2d: the kernel size k must be 1 to 16, got 17",
+        ),
+        "bias_of_other_size": (
+            {"bias": torch.zeros(5)},
+            ValueError,
+            "dense_conv2d: bias must be (C',) = (4,), got (5,)",
+        ),
+        "stride_leaves_gaps": (
+            {"stride": 4},
+            ValueError,
+            "dense_conv2d: stride must be 1 to k = 3, got 4",
+        ),
+        "padding_is_wider": (
+            {"padding": 3},
+            ValueError,
+            "dense_conv2d: padding must be 0 to k - 1 = 2, got 3",
+        ),
+        "no_room_for_a_window": (
+            {"x": lambda x: x[:, :, :2], "padding": 0},
+            ValueError,
+            "dense_conv2d: x must have sides whose result has at least one pixel, got 2 and 6 for "
+            "k = 3 and padding = 0",
+        ),
+        "weight_of_higher_dtype": (
+            {"weight": lambda t: t.double()},
+            TypeError,
+            "dense_conv2d: weight must be torch.float32, got torch.float64",
+        ),
+    }
+
+    @staticmethod
+    def build(
+        shape: tuple[int, int, int, int] = (2, 5, 7, 6),
+        out: int = 4,
+        k: int = 3,
+        stride: int = 1,
+        padding: int = 0,
+        transposed: bool = False,
+        bias: bool = True,
+    ) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+        channels = (shape[1], out) if transposed else (out, shape[1])
+        tensors = {
+            "x": normal(*shape),
+            "weight": normal(*channels, k, k) / (k * shape[1] ** 0.5),
+            "bias": normal(out) if bias else None,
+        }
+        return tensors, {"stride": stride, "padding": padding, "transposed": transposed}
+
+
+def test_reference_is_the_formula() -> None:
+    """The oracle itself, pixel by pixel; and transposed it is the other one's gradient."""
+    x, weight, bias = normal(1, 2, 4, 5), normal(3, 2, 3, 3), normal(3)
+    expected = bias.view(1, 3, 1, 1).repeat(1, 1, 2, 3)
+    framed = F.pad(x, [1] * 4)
+    for i in range(2):
+        for j in range(3):
+            window = framed[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+            expected[:, :, i, j] += (window[:, None] * weight).sum((2, 3, 4))
+    y = ops.dense_conv2d(x, weight, bias, stride=2, padding=1, backend="reference")
+    torch.testing.assert_close(y, expected)
+
+    x, weight, given = normal(1, 3, 2, 3), normal(3, 2, 4, 4), normal(1, 2, 4, 6).requires_grad_()
+    up = {"stride": 2, "padding": 1, "backend": "reference"}
+    (expected,) = torch.autograd.grad(ops.dense_conv2d(given, weight, **up), given, x)
+    y = ops.dense_conv2d(x, weight, transposed=True, **up)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "options", "chosen"),
+    [
+        ((4, 64, 8, 8), (64, 64, 3, 3), {"padding": 1}, "cpu"),
+        ((4, 64, 512, 512), (64, 64, 3, 3), {"padding": 1}, "reference"),  # tiles of 1 GiB
+        ((4, 16, 8, 8), (16, 16, 3, 3), {"padding": 1}, "reference"),
+        ((4, 512, 2, 2), (512, 64, 4, 4), {**UP, "k": None}, "cpu"),
+        ((4, 512, 8, 8), (512, 64, 4, 4), {**UP, "k": None}, "reference"),
+        ((4, 64, 8, 8), (64, 64, 3, 3), {"stride": 2, "padding": 1}, "cpu"),
+    ],
+)
+def test_the_cpu_kernels_are_chosen_where_they_win(
+    shape: tuple[int, ...], weight: tuple[int, ...], options: dict[str, Any], chosen: str
+) -> None:
+    options = {name: value for name, value in options.items() if value is not None}
+    answers = ops.explain(ops.dense_conv2d, torch.empty(shape), torch.empty(weight), **options)
+    if not answers["cpu"].startswith("yes"):
+        pytest.skip(answers["cpu"])
+    assert answers[chosen] == "yes (chosen)"
+
+
+def test_layers_with_hooks_are_called() -> None:
+    layer, seen = nn.Conv2d(3, 4, 3, padding=1), []
+    x = torch.randn(1, 3, 5, 5)
+    quiet = convolved(x, layer)
+    layer.register_forward_hook(lambda *call: seen.append(call))
+    torch.testing.assert_close(convolved(x, layer), quiet)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, (3, 1)),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.ConvTranspose2d(4, 4, 4, stride=2, padding=1, output_padding=1),
+    ],
+)
+def test_layers_of_other_kinds_are_called(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    x = torch.randn(1, 4, 7, 7)
+    assert torch.equal(convolved(x, layer), layer(x))
