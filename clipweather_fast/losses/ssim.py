@@ -39,21 +39,21 @@ def ssim(y: Tensor, truth: Tensor, *, reduction: str = "mean") -> Tensor:
         TypeError, ValueError: if the pictures do not go together or are too small.
     """
     check_pictures("ssim", y, truth)
-    n, c, h, w = y.shape
-    if min(h, w) < WINDOW:
+    if min(y.shape[2:]) < WINDOW:
         raise ValueError(
             f"ssim: sides must be at least {WINDOW}, the window's, got {tuple(y.shape)}; "
             "leave the term out for pictures this small"
         )
     with no_autocast(y):
         a, b = wide(y), wide(truth)
-        moments = torch.stack((a, b, a * a, b * b, a * b)).reshape(5 * n * c, 1, h, w)
-        window = _window(moments)
-        moments = _blurred(_blurred(moments, window, axis=2), window, axis=3)
-        mean_a, mean_b, aa, bb, ab = moments.view(5, n, c, h - WINDOW + 1, w - WINDOW + 1)
+        # The variances count only in their sum. The truth's own mean stands apart: as a rule it
+        # needs no gradient.
+        moments = _means(torch.stack((a, a * a + b * b, a * b)))
+        mean_b = _means(b)
+        mean_a, both, ab = moments.unbind()
         product, squares = mean_a * mean_b, mean_a.square() + mean_b.square()
         similar = (2 * product + C1) * (2 * (ab - product) + C2)
-        values = similar / ((squares + C1) * (aa + bb - squares + C2))
+        values = similar / ((squares + C1) * (both - squares + C2))
         return reduced("ssim", values.mean((1, 2, 3)), reduction)
 
 
@@ -63,6 +63,14 @@ def ssim_loss(y: Tensor, truth: Tensor) -> Tensor:
     Arguments and errors as :func:`ssim`.
     """
     return 1.0 - ssim(y, truth)
+
+
+def _means(maps: Tensor) -> Tensor:
+    """Maps (…, H, W) under the window, where it fits."""
+    planes = maps.reshape(-1, 1, *maps.shape[-2:])
+    window = _window(planes)
+    planes = _blurred(_blurred(planes, window, axis=2), window, axis=3)
+    return planes.view(*maps.shape[:-2], *planes.shape[-2:])
 
 
 def _blurred(x: Tensor, window: Tensor, axis: int) -> Tensor:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules._observation import observed
+from clipweather_fast.ops._backends import requested_backend
 
 __all__ = ["convolved"]
 
 
 def convolved(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
     """``layer(x)`` for an image (N, C, H, W), by our operator where the layer is one it computes
-    and nobody else has a say in it."""
-    y: Tensor
-    if not _plain(layer):
-        y = layer(x)
+    and nobody else has a say in it.
+
+    PyTorch's convolution is no worse a backend than others: a named one, which this operator may
+    not have, is not asked of it.
+    """
+    if requested_backend() not in ("auto", "cpu") or not _on_processor(x) or not _plain(layer):
+        y: Tensor = layer(x)
         return y
     return ops.dense_conv2d(
         x,
@@ -24,7 +29,14 @@ def convolved(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
         stride=layer.stride[0],
         padding=int(layer.padding[0]),
         transposed=type(layer) is nn.ConvTranspose2d,
+        backend="auto",
     )
+
+
+def _on_processor(x: Tensor) -> bool:
+    """Whether there may be a kernel: the operator has them for float32 and float64 on the CPU."""
+    wide = x.dtype in (torch.float32, torch.float64)
+    return x.device.type == "cpu" and wide and not torch.is_autocast_enabled("cpu")
 
 
 def _plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:

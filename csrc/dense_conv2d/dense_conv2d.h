@@ -1,4 +1,4 @@
-// dense_conv2d: what surrounds the matrix products that a dense convolution is made of.
+// dense_conv2d: the matrix products that a dense convolution is made of, and what surrounds them.
 //
 // A convolution relates a fine image (its input; a transposed one's output) to a coarse one. As
 // windows: row m of the matrix `windows` (M, k * k * C) holds what coarse pixel m sees of the fine
@@ -16,21 +16,21 @@ namespace clipweather {
 inline constexpr int kTileArea = 16;  // 4 x 4 numbers stand for 2 x 2 output pixels
 
 enum class DenseConv2dStep : int {
-  kWindowsOfImage = 0,   // fine image -> windows
-  kImageOfWindows = 1,   // windows, bias -> fine image: every pixel sums what windows hold of it
-  kTilesOfInput = 2,     // x -> tiles
-  kTilesOfOutput = 3,    // grad_y -> tiles
-  kOutputOfTiles = 4,    // tiles, bias -> y
-  kInputOfTiles = 5,     // tiles -> grad_x
-  kTilesOfWeight = 6,    // weight (C', 3, 3, C) -> (16, C', C)
-  kWeightOfTiles = 7,    // (16, C', C) -> grad_weight
+  kWindowsOfImage = 0,  // fine image -> windows
+  kImageOfWindows = 1,  // windows, bias -> fine image: every pixel sums what windows hold of it
+  kTilesOfInput = 2,    // x -> tiles
+  kTilesOfOutput = 3,   // grad_y -> tiles
+  kOutputOfTiles = 4,   // tiles, bias -> y
+  kInputOfTiles = 5,    // tiles -> grad_x
+  kTilesOfWeight = 6,   // weight (C', 3, 3, C) -> (16, C', C)
+  kWeightOfTiles = 7,   // (16, C', C) -> grad_weight
 };
 
 struct DenseConv2dSizes {
-  int64_t n, h, w, c;             // the fine image, or the image of Winograd's steps
-  int64_t rows, columns;          // the coarse image
+  int64_t n, h, w, c;     // the fine image, or the image of Winograd's steps
+  int64_t rows, columns;  // the coarse image
   int64_t kernel, stride, padding;
-  DType dtype;                    // float32 or float64
+  DType dtype;  // float32 or float64
 };
 
 struct DenseConv2dArgs {
@@ -42,7 +42,24 @@ struct DenseConv2dArgs {
   int threads;
 };
 
+// C = A B + bias, dense: A (count, M, K), B (count, K, N), C (count, M, N); `transposed`: stored as
+// (count, K, M) or (count, N, K).
+struct DenseConv2dProduct {
+  int64_t count, m, n, k;
+  bool a_transposed, b_transposed;
+};
+
+struct DenseConv2dProductArgs {
+  const void *a, *b;
+  const void* bias;  // (N) or null
+  void* c;
+  DenseConv2dProduct size;
+  DType dtype;
+  int threads;
+};
+
 }  // namespace clipweather
 
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_windows, DenseConv2dArgs)
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_winograd, DenseConv2dArgs)
+CLIPWEATHER_CPU_KERNEL(dense_conv2d_products, DenseConv2dProductArgs)

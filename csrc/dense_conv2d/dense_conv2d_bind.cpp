@@ -20,10 +20,26 @@ void step(int which, Address in, Address bias, Address out, const std::array<int
     CLIPWEATHER_CPU_CALL(dense_conv2d_winograd, args);
 }
 
+// size: count, m, n, k.
+void products(Address a, Address b, Address bias, Address c, const std::array<int64_t, 4>& size,
+              bool a_transposed, bool b_transposed, int dtype, int threads) {
+  const DenseConv2dProductArgs args{
+      pointer<void>(a),
+      pointer<void>(b),
+      pointer<void>(bias),
+      pointer<void>(c),
+      {size[0], size[1], size[2], size[3], a_transposed, b_transposed},
+      static_cast<DType>(dtype),
+      threads};
+  CLIPWEATHER_CPU_CALL(dense_conv2d_products, args);
+}
+
 }  // namespace
 }  // namespace clipweather
 
 CLIPWEATHER_BINDINGS(dense_conv2d) {
   module.def("dense_conv2d_step_cpu", &clipweather::step,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("dense_conv2d_products_cpu", &clipweather::products,
              pybind11::call_guard<pybind11::gil_scoped_release>());
 }

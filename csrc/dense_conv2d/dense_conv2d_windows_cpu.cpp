@@ -70,8 +70,7 @@ void image_of_windows(const DenseConv2dArgs& args) {
       int count = 0;
       for (int i = 0; i < rows.count; ++i)
         for (int j = 0; j < columns.count; ++j) {
-          const int64_t window =
-              (n * s.rows + rows.position[i]) * s.columns + columns.position[j];
+          const int64_t window = (n * s.rows + rows.position[i]) * s.columns + columns.position[j];
           const int64_t tap = rows.tap[i] * s.kernel + columns.tap[j];
           summands[count++] = windows + (window * s.kernel * s.kernel + tap) * s.c;
         }

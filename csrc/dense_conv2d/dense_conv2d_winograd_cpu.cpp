@@ -169,7 +169,8 @@ struct Pixels {
   CLIPWEATHER_INLINE void set(int64_t c, const Grid<A, 2, 2>& values, int64_t live) const {
 #pragma GCC unroll 4
     for (int e = 0; e < 4; ++e)
-      if (to[e / 2][e % 2] != nullptr) write<A>(to[e / 2][e % 2] + c, values.at[e / 2][e % 2], live);
+      if (to[e / 2][e % 2] != nullptr)
+        write<A>(to[e / 2][e % 2] + c, values.at[e / 2][e % 2], live);
   }
 };
 
@@ -217,8 +218,7 @@ void input_of_tiles(const DenseConv2dArgs& args) {
       const int64_t live = tiles.s.c - c;
       const auto number = [&](int a, int b, int row, int column) {
         const A* p = from[a][b];
-        return p == nullptr ? Vector<A>{}
-                            : read<A>(p + (row * 4 + column) * tiles.plane + c, live);
+        return p == nullptr ? Vector<A>{} : read<A>(p + (row * 4 + column) * tiles.plane + c, live);
       };
       // Both output rows of this column of tiles, before the columns are combined.
       const auto rows = [&](int b, int column, Vector<A>& upper, Vector<A>& lower) {

@@ -121,6 +121,13 @@ class TestDenseConv2d(OpTests):
         }
         return tensors, {"stride": stride, "padding": padding, "transposed": transposed}
 
+    def test_gpu_backends_refuse_float64(self) -> None:
+        """They refuse everything: there is no kernel."""
+        call = self.call(self.representative[0], torch.float64)
+        answers = ops.explain(self.op, **call.tensors, **call.options)
+        for name in ("cuda", "triton"):
+            assert answers[name] == "PyTorch's convolution serves GPUs"
+
 
 def test_reference_is_the_formula() -> None:
     """The oracle itself, pixel by pixel; and transposed it is the other one's gradient."""

@@ -1,4 +1,4 @@
-"""dense_conv2d on the CPU: this package's kernels arrange, PyTorch's matrix products multiply.
+"""dense_conv2d on the CPU: matrix products, and the steps around them.
 
 Two ways. As windows (any kernel): pixels of the coarse image (M, C) and their windows of the fine
 one (M, k·k·C') meet in the weight as it lies, (C, k·k·C') in channels-last memory, which is the
@@ -48,18 +48,19 @@ def forward(
     with filled(y, image=True) as to_y:
         assert to_y is not None
         if _by_winograd(weight, stride, padding, transposed):
-            products = torch.bmm(_tiles(Step.TILES_OF_INPUT, x), _kernels(weight).mT)
+            tiles = _tiles(Step.TILES_OF_INPUT, x)
+            products = tiles.new_empty(*tiles.shape[:2], y.shape[1])
+            _multiply(tiles, _kernels(weight), products, b_transposed=True)
             _run(Step.OUTPUT_OF_TILES, products, to_y, y.shape, bias)
         elif transposed:
-            windows = torch.mm(_pixels(x), _matrix(weight))
+            pixels, matrix = _pixels(x), _matrix(weight)
+            windows = x.new_empty(pixels.shape[0], matrix.shape[1])
+            _multiply(pixels, matrix, windows)
             frame = _frame(x, weight, stride, padding)
             _run(Step.IMAGE_OF_WINDOWS, windows, to_y, y.shape, bias, frame)
         else:
-            windows, matrix = _windows(x, y, weight, stride, padding), _matrix(weight).mT
-            if bias is None:
-                torch.mm(windows, matrix, out=_pixels(to_y))
-            else:
-                torch.addmm(bias, windows, matrix, out=_pixels(to_y))
+            windows = _windows(x, y, weight, stride, padding)
+            _multiply(windows, _matrix(weight), _pixels(to_y), bias, b_transposed=True)
 
 
 def backward(
@@ -83,11 +84,11 @@ def backward(
             return
         fine, coarse = (grad_y, x) if transposed else (x, grad_y)
         windows = _windows(fine, coarse, weight, stride, padding)
-        torch.mm(_pixels(coarse).mT, windows, out=_matrix(to_weight))
+        _multiply(_pixels(coarse), windows, _matrix(to_weight), a_transposed=True)
         if transposed:
-            torch.mm(windows, _matrix(weight).mT, out=_pixels(to_x))
+            _multiply(windows, _matrix(weight), _pixels(to_x), b_transposed=True)
         else:
-            torch.mm(_pixels(coarse), _matrix(weight), out=windows)
+            _multiply(_pixels(coarse), _matrix(weight), windows)
             frame = _frame(coarse, weight, stride, padding)
             _run(Step.IMAGE_OF_WINDOWS, windows, to_x, x.shape, None, frame)
 
@@ -96,10 +97,13 @@ def _backward_by_winograd(
     grad_y: Tensor, x: Tensor, weight: Tensor, grad_x: Tensor, grad_weight: Tensor
 ) -> None:
     given = _tiles(Step.TILES_OF_OUTPUT, grad_y)
-    products = torch.bmm(given.mT, _tiles(Step.TILES_OF_INPUT, x))
-    _run(Step.WEIGHT_OF_TILES, products, grad_weight, weight.shape)
-    products = torch.bmm(given, _kernels(weight))
-    _run(Step.INPUT_OF_TILES, products, grad_x, x.shape)
+    kernels = _kernels(weight)
+    tiles = given.new_empty(16, given.shape[1], x.shape[1])
+    _multiply(given, kernels, tiles)
+    _run(Step.INPUT_OF_TILES, tiles, grad_x, x.shape)
+    _run(Step.TILES_OF_INPUT, x, tiles, x.shape)
+    _multiply(given, tiles, kernels, a_transposed=True)
+    _run(Step.WEIGHT_OF_TILES, kernels, grad_weight, weight.shape)
 
 
 def _by_winograd(weight: Tensor, stride: int, padding: int, transposed: bool) -> bool:
@@ -144,6 +148,30 @@ def _kernels(weight: Tensor) -> Tensor:
     kernels = weight.new_empty(16, weight.shape[0], weight.shape[1])
     _run(Step.TILES_OF_WEIGHT, weight, kernels, weight.shape)
     return kernels
+
+
+def _multiply(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    bias: Tensor | None = None,
+    *,
+    a_transposed: bool = False,
+    b_transposed: bool = False,
+) -> None:
+    """c = a b + bias for dense matrices, or stacks of them; ``transposed``: as they are stored."""
+    m, n = c.shape[-2:]
+    _native.core().dense_conv2d_products_cpu(
+        _native.address(a),
+        _native.address(b),
+        _native.address(bias),
+        _native.address(c),
+        (c.shape[0] if c.dim() == 3 else 1, m, n, a.shape[-2 if a_transposed else -1]),
+        a_transposed,
+        b_transposed,
+        _native.DTYPE_CODES[c.dtype],
+        torch.get_num_threads(),
+    )
 
 
 def _run(

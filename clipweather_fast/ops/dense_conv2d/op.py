@@ -47,8 +47,8 @@ def _prefers(
 OPERATOR = Operator(
     "dense_conv2d",
     {
-        "cuda": lambda *arguments: "PyTorch's convolution is what runs on a GPU",
-        "triton": lambda *arguments: "PyTorch's convolution is what runs on a GPU",
+        "cuda": lambda *arguments: "PyTorch's convolution serves GPUs",
+        "triton": lambda *arguments: "PyTorch's convolution serves GPUs",
         "cpu": _why_not_cpu,
         "reference": lambda *arguments: None,
     },
