@@ -22,7 +22,7 @@ def convolved(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
     if requested_backend() not in ("auto", "cpu") or not _on_processor(x) or not _plain(layer):
         y: Tensor = layer(x)
         return y
-    return ops.dense_conv2d(
+    computed: Tensor = ops.dense_conv2d(
         x,
         layer.weight,
         layer.bias,
@@ -31,6 +31,7 @@ def convolved(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
         transposed=type(layer) is nn.ConvTranspose2d,
         backend="auto",
     )
+    return computed
 
 
 def _on_processor(x: Tensor) -> bool:

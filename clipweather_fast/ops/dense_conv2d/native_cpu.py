@@ -78,7 +78,8 @@ def backward(
     if grad_bias.numel():
         torch.sum(_pixels(grad_y), 0, out=grad_bias)
     with filled(grad_x, image=True) as to_x, filled(grad_weight, image=True) as to_weight:
-        assert to_x is not None and to_weight is not None
+        assert to_x is not None
+        assert to_weight is not None
         if _by_winograd(weight, stride, padding, transposed):
             _backward_by_winograd(grad_y, x, weight, to_x, to_weight)
             return

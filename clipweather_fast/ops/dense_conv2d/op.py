@@ -133,8 +133,8 @@ def dense_conv2d(
         backend: ``"cpu"``, ``"reference"`` (``"cuda"`` and ``"triton"`` refuse); None: automatic.
 
     Returns:
-        y (N, C', H', W') in the dtype of ``x``, channels-last if ``x`` or ``weight`` is. H' = ⌊(H + 2p - k) / s⌋ + 1, or
-        (H - 1) s + k - 2p where ``transposed``.
+        y (N, C', H', W') in the dtype of ``x``, channels-last if ``x`` or ``weight`` is.
+        H' = ⌊(H + 2p - k) / s⌋ + 1, or (H - 1) s + k - 2p where ``transposed``.
 
     Gradients:
         To ``x``, ``weight`` and ``bias``; only the arguments are saved.
