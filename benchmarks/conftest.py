@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,16 @@ def pytest_configure(config: pytest.Config) -> None:
     logging.getLogger("torch.__trace").propagate = False
 
 
+def _second_look(case: Any) -> bool:
+    """What is claimed of the forward pass."""
+    return (case.dtype, case.direction) == (torch.float32, "forward")
+
+
+def _topic(module: Any, case: Any) -> str:
+    """The result file of a case: one for a benchmark's file, unless it tells them apart."""
+    return str(module.topic(case) if hasattr(module, "topic") else module.SUBJECT.topic)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every benchmark file states its cases; the run takes those of its scope."""
     if "case" not in metafunc.fixturenames:
@@ -123,10 +134,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     run = _run(metafunc.config)
     admitted = SCOPES[: SCOPES.index(run.settings.scope) + 1]
     cases = [c for c in metafunc.module.cases(run.settings.device) if c.scope in admitted]
-    if run.suffix:  # a second look, at what is claimed of the forward pass
-        cases = [c for c in cases if (c.dtype, c.direction) == (torch.float32, "forward")]
-    topic = metafunc.module.SUBJECT.topic + run.suffix
-    run.expected[topic] = run.expected.get(topic, 0) + len(cases)
+    if run.suffix:
+        cases = [c for c in cases if getattr(metafunc.module, "second_look", _second_look)(c)]
+    for case in cases:
+        topic = _topic(metafunc.module, case) + run.suffix
+        run.expected[topic] = run.expected.get(topic, 0) + 1
     metafunc.parametrize("case", cases, ids=[case.name for case in cases])
 
 
@@ -153,6 +165,25 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Any:
         benchmark.extra_info["error"] = record.get("error")
         if record:
             run.record(topic, record)
+
+    return measure
+
+
+@pytest.fixture
+def pictured(request: pytest.FixtureRequest) -> Any:
+    """``pictured(case)`` checks and times a whole network, and keeps its record."""
+    from benchmarks.models import picture_contest
+
+    run = _run(request.config)
+    if run.settings.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+    def measure(case: Any) -> None:
+        sides = picture_contest.AS_PEOPLE_RUN if run.suffix else case.sides
+        kept = tuple(s for s in sides if run.settings.compile or not s.startswith("compile"))
+        settings = run.settings
+        record = picture_contest.run(replace(case, sides=kept), settings.device, settings.rounds[1])
+        run.record(_topic(request.module, case) + run.suffix, record)
 
     return measure
 
