@@ -173,6 +173,7 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Any:
 def pictured(request: pytest.FixtureRequest) -> Any:
     """``pictured(case)`` checks and times a whole network, and keeps its record."""
     from benchmarks.models import picture_contest
+    from clipweather_fast.clip import EncoderUnavailable
 
     run = _run(request.config)
     if run.settings.device == "cuda" and not torch.cuda.is_available():
@@ -181,8 +182,11 @@ def pictured(request: pytest.FixtureRequest) -> Any:
     def measure(case: Any) -> None:
         sides = picture_contest.AS_PEOPLE_RUN if run.suffix else case.sides
         kept = tuple(s for s in sides if run.settings.compile or not s.startswith("compile"))
-        settings = run.settings
-        record = picture_contest.run(replace(case, sides=kept), settings.device, settings.rounds[1])
+        limited, most = replace(case, sides=kept), run.settings.rounds[1]
+        try:
+            record = picture_contest.run(limited, run.settings.device, most)
+        except EncoderUnavailable as reason:
+            pytest.skip(str(reason))
         run.record(_topic(request.module, case) + run.suffix, record)
 
     return measure

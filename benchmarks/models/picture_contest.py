@@ -23,7 +23,7 @@ from benchmarks.models.picture_work import flops
 from clipweather_fast.speed import Times, in_turn
 from clipweather_fast.speed.clock import finisher
 
-__all__ = ["AS_PEOPLE_RUN", "PictureCase", "PictureSize", "run"]
+__all__ = ["AS_PEOPLE_RUN", "PictureCase", "PictureSize", "checked", "pictures", "run"]
 
 #: Largest difference in float32 at full size, for values in [0, 1].
 TOLERANCE = 1e-3
@@ -106,7 +106,7 @@ def run(case: PictureCase, device: str, most: int) -> dict[str, Any]:
         WrongResult: ours differs from plain PyTorch.
     """
     error = _error_on_small(case, device)
-    images = _pictures(case.size).to(device)
+    images = pictures(case.size).to(device)
     left, taking_part, refused = case.limit, {}, {}
     for number, name in enumerate(("ours", *case.sides)):
         if number >= ALWAYS and left < case.limit / 2:
@@ -152,13 +152,13 @@ def _begun(name: str, case: PictureCase, device: str, images: Tensor) -> Side:
     found: dict[str, Any] = {"build_s": round(built, 2)}
     if device == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated() - held
-    return Side(call, built, first, found | _checked(name, case, device, restored.cpu()))
+    return Side(call, built, first, found | checked(name, case, device, restored.cpu()))
 
 
 # ---- what is right -----------------------------------------------------------------------------
 
 
-def _pictures(size: PictureSize) -> Tensor:
+def pictures(size: PictureSize) -> Tensor:
     """(N, 3, H, W) in [0, 1]: smooth light and dark, and noise."""
     generator = torch.Generator().manual_seed(size.h)
     coarse = torch.rand(size.n, 3, 8, 8, generator=generator)
@@ -171,10 +171,10 @@ def _pictures(size: PictureSize) -> Tensor:
 def _truth(size: PictureSize, index: int, device: str) -> Tensor:
     """One picture of a batch in plain PyTorch and float32."""
     call = sides.build("eager sdpa", size, torch.float32, device)
-    return call(_pictures(size)[index : index + 1].to(device)).cpu()
+    return call(pictures(size)[index : index + 1].to(device)).cpu()
 
 
-def _checked(name: str, case: PictureCase, device: str, restored: Tensor) -> dict[str, Any]:
+def checked(name: str, case: PictureCase, device: str, restored: Tensor) -> dict[str, Any]:
     """How far the first and the last picture of the batch are from the truth.
 
     Raises:
@@ -208,7 +208,7 @@ def _error_on_small(case: PictureCase, device: str) -> float:
     """
     size = case.size
     small = PictureSize("small", size.network, 1, *SMALL, given_prior=size.given_prior)
-    image = _pictures(small).to(device)
+    image = pictures(small).to(device)
     truth = _small_truth(small, device)
     errors = {}
     for name in ("ours", "eager sdpa"):
@@ -224,7 +224,7 @@ def _error_on_small(case: PictureCase, device: str) -> float:
 def _small_truth(small: PictureSize, device: str) -> Tensor:
     plain = sides.Plain(sides.network(small.network, small.given_prior), torch.float64, device)
     with sides.pytorch_alone(), torch.no_grad():
-        restored: Tensor = plain(_pictures(small).to(device).double())
+        restored: Tensor = plain(pictures(small).to(device).double())
     return restored.clamp(0, 1)
 
 

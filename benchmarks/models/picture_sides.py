@@ -1,12 +1,13 @@
 """Who restores pictures in the whole networks' benchmark, each built for one case.
 
 A side gets a batch (N, 3, H, W) float32 in [0, 1] on the device and gives the same. Ours is a
-:class:`Restorer` as a user has it. The others run the same network: ``eager`` as published code is
-written (channels first, the attention's scores formed), ``eager channels-last`` in the memory
-format that suits it, ``eager sdpa`` with PyTorch's own attention besides, ``compile`` that through
-``torch.compile`` with frozen weights, ``onnxruntime`` and ``openvino`` from this package's export
-with its sizes fixed. ``transweather`` is the base network of the field, in the eager form that fits
-into memory; it computes something else.
+:class:`Restorer` as a user has it; ``ours captured`` is the network on our operators as one CUDA
+graph. The others run the same network: ``eager`` as published code is written (channels first, the
+attention's scores formed), ``eager channels-last`` in the memory format that suits it,
+``eager sdpa`` with PyTorch's own attention besides, ``compile`` that through ``torch.compile`` with
+frozen weights, ``onnxruntime`` and ``openvino`` from this package's export with its sizes fixed.
+``transweather`` is the base network of the field, in the eager form that fits into memory; it
+computes something else.
 
 In 16 bits the plain sides have parameters of that dtype, the prior encoder's included.
 """
@@ -115,6 +116,8 @@ def build(name: str, size: Any, dtype: torch.dtype, device: str) -> Call:
     original = network(size.network, size.given_prior)
     if name == "ours":
         return _ours(original, dtype, device)
+    if name == "ours captured":
+        return _captured(original, size, dtype, device)
     if name == "onnxruntime":
         return _onnxruntime(size, dtype, device)
     if name == "openvino":
@@ -137,6 +140,30 @@ def _ours(original: RestorationNetwork, dtype: torch.dtype, device: str) -> Call
 
     def call(image: Tensor) -> Tensor:
         restored: Tensor = restorer(image)
+        return restored
+
+    return call
+
+
+def _captured(original: RestorationNetwork, size: Any, dtype: torch.dtype, device: str) -> Call:
+    """The network on our operators as one CUDA graph, without what a Restorer does around it."""
+    if device != "cuda":
+        raise SideUnavailable("CUDA graphs need a GPU")
+    plain = Plain(original, dtype, device)
+    image = torch.zeros(size.n, 3, size.h, size.w, device=device)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(stream):
+        for _ in range(2):
+            plain(image)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        restored = plain(image).float().clamp(0, 1)
+
+    def call(picture: Tensor) -> Tensor:
+        image.copy_(picture)
+        graph.replay()
         return restored
 
     return call
