@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="cpu: this process's processor time, for one thread on a machine others use as well",
     )
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
+    group.addoption(
+        "--bench-minutes",
+        type=float,
+        default=38.0,
+        help="for all cases of whole networks; when they are slow, each gets less time",
+    )
     group.addoption("--bench-results", type=Path, default=RESULTS, help="where complete runs go")
 
 
@@ -70,6 +77,8 @@ class Run:
         self.contest = Contest(self.settings)
         self.expected: dict[str, int] = {}
         self.failed: set[str] = set()
+        self.limits: dict[str, float] = {}
+        self._end = time.monotonic() + 60 * option.bench_minutes
         self.written: list[Path] = []
         self._results: Path = option.bench_results
         self._facts = facts
@@ -94,6 +103,12 @@ class Run:
             }
             self._store = Store(machine.name(settings.device), header, self._results)
         return self._store
+
+    def pace(self, case: Any) -> float:
+        """The part of its limit that a case may use, so that all that follow have theirs too."""
+        wanted = sum(self.limits.values())
+        del self.limits[case.name]
+        return min(1.0, max(0.0, self._end - time.monotonic()) / wanted)
 
     def record(self, topic: str, case: dict[str, Any]) -> None:
         """Keeps a case; the last one of a topic makes its file final."""
@@ -152,6 +167,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.filterwarnings("default"))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is left after -k shares the time."""
+    cases = [item.callspec.params.get("case") for item in session.items if _has_parameters(item)]
+    limited = {case.name: case.limit for case in cases if hasattr(case, "limit")}
+    if limited:
+        _run(session.config).limits = limited
+
+
+def _has_parameters(item: pytest.Item) -> bool:
+    return hasattr(item, "callspec")
+
+
 @pytest.fixture
 def measured(benchmark: Any, request: pytest.FixtureRequest) -> Any:
     """``measured(subject, case)`` checks and times a case, and keeps its record."""
@@ -184,7 +211,7 @@ def pictured(request: pytest.FixtureRequest) -> Any:
         kept = tuple(s for s in sides if run.settings.compile or not s.startswith("compile"))
         limited, most = replace(case, sides=kept), run.settings.rounds[1]
         try:
-            record = picture_contest.run(limited, run.settings.device, most)
+            record = picture_contest.run(limited, run.settings.device, most, run.pace(case))
         except EncoderUnavailable as reason:
             pytest.skip(str(reason))
         run.record(_topic(request.module, case) + run.suffix, record)

@@ -86,7 +86,7 @@ def _on_cpu() -> Iterator[PictureCase]:
     for picture in PICTURES:
         size = _size(BASE, picture, given_prior=True)
         limit = LIMITS[picture] / 2
-        yield PictureCase(size, torch.float32, "full", ("eager sdpa", "openvino"), limit)
+        yield PictureCase(size, torch.float32, "full", ("eager sdpa",), limit)
 
 
 def _case(network: str, picture: str, n: int, dtype: torch.dtype) -> PictureCase:
