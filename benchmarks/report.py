@@ -37,6 +37,11 @@ longer they take than ours; below 1 is a loss, and losses come first. `peak` and
 times our memory plain PyTorch needs in its better format, at the peak and kept for the backward
 pass. `roof`: the time that the named ceiling (`copy`, `fma`, `issue`, `matrix`), measured in the
 same run, allows for the least bytes or arithmetic, as a share of ours; activations not counted.
+
+Whole pictures (`pictures_…`) have a limit of time each: where fewer than five rounds fitted it says
+how many, and what took part in none is named with the reason. Ours is checked against fp64 on a
+small picture, and every side at the size that is timed against plain PyTorch in float32. Sizes are
+of the picture in memory; [performance](performance.md) sums up.
 """
 
 #: What the README shows of each machine, where it was measured: topic, the case's name.
@@ -54,6 +59,10 @@ HEADLINE = (
     ("accelerate", "pvt_v2_b1 256x256, float32, forward"),
     ("clip_weather", "clipweather_base 256x256, float32, forward"),
     ("clip_weather", "clipweather_base 480x720, float32, forward"),
+    ("pictures_clipweather_base", "clipweather_base 256x256, float32, forward"),
+    ("pictures_clipweather_base", "clipweather_base 480x720, float32, forward"),
+    ("pictures_clipweather_base", "clipweather_base 480x720, bfloat16, forward"),
+    ("pictures_clipweather_base", "clipweather_base 1080p, bfloat16, forward"),
 )
 
 
@@ -153,6 +162,8 @@ def _details_of(content: dict[str, Any]) -> list[str]:
     for row in found:
         ours = row.case["contestants"][OURS]
         spread = f"{_milliseconds(ours['p20_s'])}–{_milliseconds(ours['p80_s'])}"
+        if ours["rounds"] < 5:
+            spread += f"; {ours['rounds']} round{'s' * (ours['rounds'] > 1)}"
         cells = [
             row.label,
             f"{_milliseconds(row.own_seconds)} ({spread})",
