@@ -13,6 +13,10 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["give_memory", "without_values"]
 
 
+#: What draws values, as functions of torch.nn.init and as methods, and what shapes those drawn.
+DRAWING = {"normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_"}
+
+
 class _NothingDrawn(TorchFunctionMode):
     """Leaves out the drawing of random values.
 
@@ -28,8 +32,7 @@ class _NothingDrawn(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        # As functions of torch.nn.init, which PyTorch offers here first, and as methods.
-        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+        if getattr(func, "__name__", "") in DRAWING:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 

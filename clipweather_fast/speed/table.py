@@ -104,7 +104,7 @@ def measured(
             pair = _Pair(case.model, network_for_timing(case.model), device, dtype)
         left = end - time.perf_counter()
         expected = pair.expected(case)
-        if expected > left or (left <= 0 and number):
+        if number and (left <= 0 or expected > left):
             words = f"it would take about {expected:.0f} s" if expected else "the time is over"
             yield Row(case, _name(dtype), reason=words)
             continue
