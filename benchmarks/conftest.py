@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="cpu: this process's processor time, for one thread on a machine others use as well",
     )
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
+    group.addoption(
+        "--bench-minutes",
+        type=float,
+        default=38.0,
+        help="for all cases of whole networks; when they are slow, each gets less time",
+    )
     group.addoption("--bench-results", type=Path, default=RESULTS, help="where complete runs go")
 
 
@@ -69,6 +77,8 @@ class Run:
         self.contest = Contest(self.settings)
         self.expected: dict[str, int] = {}
         self.failed: set[str] = set()
+        self.limits: dict[str, float] = {}
+        self._end = time.monotonic() + 60 * option.bench_minutes
         self.written: list[Path] = []
         self._results: Path = option.bench_results
         self._facts = facts
@@ -94,6 +104,12 @@ class Run:
             self._store = Store(machine.name(settings.device), header, self._results)
         return self._store
 
+    def pace(self, case: Any) -> float:
+        """The part of its limit that a case may use, so that all that follow have theirs too."""
+        wanted = sum(self.limits.values())
+        del self.limits[case.name]
+        return min(1.0, max(0.0, self._end - time.monotonic()) / wanted)
+
     def record(self, topic: str, case: dict[str, Any]) -> None:
         """Keeps a case; the last one of a topic makes its file final."""
         self.store.add(topic, case)
@@ -116,6 +132,16 @@ def pytest_configure(config: pytest.Config) -> None:
     logging.getLogger("torch.__trace").propagate = False
 
 
+def _second_look(case: Any) -> bool:
+    """What is claimed of the forward pass."""
+    return (case.dtype, case.direction) == (torch.float32, "forward")
+
+
+def _topic(module: Any, case: Any) -> str:
+    """The result file of a case: one for a benchmark's file, unless it tells them apart."""
+    return str(module.topic(case) if hasattr(module, "topic") else module.SUBJECT.topic)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every benchmark file states its cases; the run takes those of its scope."""
     if "case" not in metafunc.fixturenames:
@@ -123,10 +149,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     run = _run(metafunc.config)
     admitted = SCOPES[: SCOPES.index(run.settings.scope) + 1]
     cases = [c for c in metafunc.module.cases(run.settings.device) if c.scope in admitted]
-    if run.suffix:  # a second look, at what is claimed of the forward pass
-        cases = [c for c in cases if (c.dtype, c.direction) == (torch.float32, "forward")]
-    topic = metafunc.module.SUBJECT.topic + run.suffix
-    run.expected[topic] = run.expected.get(topic, 0) + len(cases)
+    if run.suffix:
+        cases = [c for c in cases if getattr(metafunc.module, "second_look", _second_look)(c)]
+    for case in cases:
+        topic = _topic(metafunc.module, case) + run.suffix
+        run.expected[topic] = run.expected.get(topic, 0) + 1
     metafunc.parametrize("case", cases, ids=[case.name for case in cases])
 
 
@@ -138,6 +165,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.benchmark(timer=clock, group=item.path.stem))
             # torch.compile and its compilers warn at their own discretion.
             item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is left after -k shares the time."""
+    cases = [item.callspec.params.get("case") for item in session.items if _has_parameters(item)]
+    limited = {case.name: case.limit for case in cases if hasattr(case, "limit")}
+    if limited:
+        _run(session.config).limits = limited
+
+
+def _has_parameters(item: pytest.Item) -> bool:
+    return hasattr(item, "callspec")
 
 
 @pytest.fixture
@@ -153,6 +192,29 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Any:
         benchmark.extra_info["error"] = record.get("error")
         if record:
             run.record(topic, record)
+
+    return measure
+
+
+@pytest.fixture
+def pictured(request: pytest.FixtureRequest) -> Any:
+    """``pictured(case)`` checks and times a whole network, and keeps its record."""
+    from benchmarks.models import picture_contest
+    from clipweather_fast.clip import EncoderUnavailable
+
+    run = _run(request.config)
+    if run.settings.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+    def measure(case: Any) -> None:
+        sides = picture_contest.AS_PEOPLE_RUN if run.suffix else case.sides
+        kept = tuple(s for s in sides if run.settings.compile or not s.startswith("compile"))
+        limited, most = replace(case, sides=kept), run.settings.rounds[1]
+        try:
+            record = picture_contest.run(limited, run.settings.device, most, run.pace(case))
+        except EncoderUnavailable as reason:
+            pytest.skip(str(reason))
+        run.record(_topic(request.module, case) + run.suffix, record)
 
     return measure
 

@@ -46,6 +46,7 @@ _PACKAGES = {
     "pytest_benchmark": "pytest-benchmark",
     "hypothesis": "hypothesis",
     "expecttest": "expecttest",
+    "open_clip": "open_clip_torch",
     "timm": "timm",
     "transformers": "transformers",
 }
@@ -120,14 +121,40 @@ def phases(rehearse: bool) -> list[Phase]:
         planned.append(Phase(f"tests-{backend}", [*test, *extra], seconds, {}))
     measure = [*python, "pytest", *(f"benchmarks/{name}" for name in _BENCHMARKS), "-q"]
     measure += ["--quick"] if rehearse else ["--bench-device", "cuda", "--bench-seconds", "0.3"]
-    planned.append(Phase("benchmarks", measure, 180, {}))
+    planned.append(Phase("benchmarks", measure, 140, {}))
+    planned += _pictures(python, rehearse)
     for backend in backends:
         small = [*python, "benchmarks.small_cases", "--device", device, "--backend", backend]
         for tool in ("memcheck", "racecheck"):
             planned.append(
-                Phase(f"{tool}-{backend}", _sanitized(tool, small, rehearse), 50, _EXACT)
+                Phase(f"{tool}-{backend}", _sanitized(tool, small, rehearse), 45, _EXACT)
             )
+    if not rehearse:  # what compiles for minutes has what time is left
+        planned.append(_compiled(python))
     return planned
+
+
+_PICTURES = "benchmarks/models/bench_pictures.py"
+
+
+def _pictures(python: list[str], rehearse: bool) -> list[Phase]:
+    """Whole networks, first without compiling any, and a trace of the headline's."""
+    measure = [*python, "pytest", _PICTURES, "-q", "--no-compile"]
+    trace = [*python, "benchmarks.models.picture_trace"]
+    if rehearse:
+        trace += ["--model", "clipweather_tiny", "--size", "128x96", "--results", str(LOGS)]
+        return [
+            Phase("pictures", [*measure, "--quick"], 90, {}),
+            Phase("trace", trace, 40, {}),
+        ]
+    measure += ["-k", "not compiled", "--bench-device", "cuda"]
+    trace += ["--device", "cuda", "--size", "1920x1080", "--dtype", "bfloat16", "--given-prior"]
+    return [Phase("pictures", measure, 90, {}), Phase("trace", trace, 40, {})]
+
+
+def _compiled(python: list[str]) -> Phase:
+    command = [*python, "pytest", _PICTURES, "-q", "-k", "compiled", "--bench-device", "cuda"]
+    return Phase("pictures-compiled", command, 240, {})
 
 
 #: Every tensor gets an allocation of its own, so that one byte past its end is seen.

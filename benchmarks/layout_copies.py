@@ -9,11 +9,15 @@ network needs to be copied. What copies are left is counted by kind:
 - ``bias``: a layer's bias, written into its result before the product is added.
 
     python -m benchmarks.layout_copies [--model NAME] [--size HEIGHT WIDTH] [--threads N]
+
+The medians of several profiles are printed and written to ``layout_copies.json`` beside the
+machine's results, after both backends gave the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -23,11 +27,16 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.correctness import WrongResult
+from benchmarks.figures import write_figures
+from benchmarks.results import ROOT
 from clipweather_fast import create_model, list_models, use_backend
 
 __all__ = ["Copies", "copies_in", "encoder_call", "main"]
 
 KINDS = ("layout", "windows", "bias")
+#: Of a stage's largest value: sums in another order, over eleven blocks.
+TOLERANCE = 1e-3
 
 
 @dataclass
@@ -84,21 +93,54 @@ def encoder_call(name: str, height: int, width: int) -> Callable[[], Any]:
     return call
 
 
+def shares(call: Callable[[], Any], profiles: int) -> dict[str, Any]:
+    """Medians over several profiles: milliseconds, and the share and number of each kind."""
+    found = [copies_in(call) for _ in range(profiles)]
+    kinds = {
+        kind: {
+            "share": statistics.median(copies.share(kind) for copies in found),
+            "least_share": min(copies.share(kind) for copies in found),
+            "most_share": max(copies.share(kind) for copies in found),
+            "count": found[0].count[kind],
+        }
+        for kind in KINDS
+    }
+    return {"encoder_ms": statistics.median(it.total_us for it in found) / 1e3, "copies": kinds}
+
+
+def check(call: Callable[[], Any]) -> None:
+    """Raises WrongResult unless both backends give the same stages."""
+    results = []
+    for backend in ("reference", "auto"):
+        with use_backend(backend):
+            results.append(call())
+    for ours, reference in zip(results[1], results[0], strict=True):
+        apart = float((ours - reference).abs().max() / reference.abs().max())
+        if not apart <= TOLERANCE:
+            raise WrongResult(f"layout_copies: a stage differs by {apart:.2g} of its largest value")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", choices=list_models(), default="clipweather_base")
     parser.add_argument("--size", type=int, nargs=2, default=(512, 768), metavar="PIXELS")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--profiles", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     call = encoder_call(arguments.model, *arguments.size)
+    check(call)
     print(f"encoder of {arguments.model}, {arguments.size[0]} x {arguments.size[1]}")
+    figures = {}
     for backend in ("reference", "auto"):
         with use_backend(backend):
-            call()
-            found = copies_in(call)
-        words = [f"{kind} {found.share(kind):.1%} ({found.count[kind]})" for kind in KINDS]
-        print(f"  {backend:9}: {found.total_us / 1e3:7.1f} ms; copies: {', '.join(words)}")
+            figures[backend] = found = shares(call, arguments.profiles)
+        kinds = found["copies"].items()
+        words = [f"{kind} {it['share']:.1%} ({it['count']})" for kind, it in kinds]
+        print(f"  {backend:9}: {found['encoder_ms']:7.1f} ms; copies: {', '.join(words)}")
+    facts = {"model": arguments.model, "size": arguments.size, "threads": arguments.threads}
+    path = write_figures("layout_copies", figures, profiles=arguments.profiles, **facts)
+    print(f"written: {path.relative_to(ROOT)}")
     return 0
 
 

@@ -13,19 +13,11 @@ from typing import Any
 import torch
 
 import clipweather_fast
+from clipweather_fast import installation
 
 __all__ = ["commit", "facts", "name", "versions"]
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
 
 
 def _cpu_isa() -> str:
@@ -60,7 +52,7 @@ def query_gpu(field: str) -> str:
 def facts(device: str) -> dict[str, Any]:
     """Processor, cores and, on a GPU, its name and sizes."""
     found: dict[str, Any] = {
-        "cpu": _cpu_model(),
+        "cpu": installation.processor(),
         "cpu_isa": _cpu_isa(),
         "cores": cores(),
         "system": platform.system(),

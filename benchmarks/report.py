@@ -1,4 +1,4 @@
-"""The tables of the README and of docs/benchmarks.md, from the committed results.
+"""The tables of the README, docs/benchmarks.md and docs/performance.md, from the results.
 
 ``python -m benchmarks.report`` prints and writes them; ``--check`` exits with 1 if what is
 committed is not what the results say.
@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks import picture_tables
 from benchmarks.chart import chart
 from benchmarks.results import RESULTS, load_all, write_atomically
 from benchmarks.rows import OURS, Row, rows
@@ -21,6 +22,7 @@ __all__ = ["main", "summary", "tables"]
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DETAILS = ROOT / "docs" / "benchmarks.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 CHART = ROOT / "docs" / "benchmarks.svg"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
@@ -35,6 +37,11 @@ longer they take than ours; below 1 is a loss, and losses come first. `peak` and
 times our memory plain PyTorch needs in its better format, at the peak and kept for the backward
 pass. `roof`: the time that the named ceiling (`copy`, `fma`, `issue`, `matrix`), measured in the
 same run, allows for the least bytes or arithmetic, as a share of ours; activations not counted.
+
+Whole pictures (`pictures_…`) have a limit of time each: where fewer than five rounds fitted it says
+how many, and what took part in none is named with the reason. Ours is checked against fp64 on a
+small picture, and every side at the size that is timed against plain PyTorch in float32. Sizes are
+of the picture in memory; [performance](performance.md) sums up.
 """
 
 #: What the README shows of each machine, where it was measured: topic, the case's name.
@@ -52,6 +59,10 @@ HEADLINE = (
     ("accelerate", "pvt_v2_b1 256x256, float32, forward"),
     ("clip_weather", "clipweather_base 256x256, float32, forward"),
     ("clip_weather", "clipweather_base 480x720, float32, forward"),
+    ("pictures_clipweather_base", "clipweather_base 256x256, float32, forward"),
+    ("pictures_clipweather_base", "clipweather_base 480x720, float32, forward"),
+    ("pictures_clipweather_base", "clipweather_base 480x720, bfloat16, forward"),
+    ("pictures_clipweather_base", "clipweather_base 1080p, bfloat16, forward"),
 )
 
 
@@ -151,6 +162,8 @@ def _details_of(content: dict[str, Any]) -> list[str]:
     for row in found:
         ours = row.case["contestants"][OURS]
         spread = f"{_milliseconds(ours['p20_s'])}–{_milliseconds(ours['p80_s'])}"
+        if ours["rounds"] < 5:
+            spread += f"; {ours['rounds']} round{'s' * (ours['rounds'] > 1)}"
         cells = [
             row.label,
             f"{_milliseconds(row.own_seconds)} ({spread})",
@@ -178,9 +191,11 @@ def tables(contents: list[dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _readme(text: str, block: str) -> str:
+def _replaced(path: Path, block: str) -> str:
+    """The file's text with another block between the two marks."""
+    text = path.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
-        raise SystemExit(f"README.md must hold the lines {BEGIN} and {END}")
+        raise SystemExit(f"{path.name} must hold the lines {BEGIN} and {END}")
     before, rest = text.split(BEGIN, 1)
     return f"{before}{BEGIN}\n{block}{END}{rest.split(END, 1)[1]}"
 
@@ -189,7 +204,8 @@ def expected(contents: list[dict[str, Any]]) -> dict[Path, str]:
     """What each generated file must hold."""
     bars = [(_machine(files[0]), _headline_rows(files)) for _, files in _by_machine(contents)]
     bars = [(machine, shown) for machine, shown in bars if shown]
-    found = {README: _readme(README.read_text(encoding="utf-8"), summary(contents))}
+    found = {README: _replaced(README, summary(contents))}
+    found[PERFORMANCE] = _replaced(PERFORMANCE, picture_tables.block(contents))
     found[DETAILS] = tables(contents)
     if bars:
         found[CHART] = chart(bars)

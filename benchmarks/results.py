@@ -57,11 +57,13 @@ class Store:
 
 
 def load_all(results: Path = RESULTS) -> list[dict[str, Any]]:
-    """Every result file, each with the name of its machine's folder, in a fixed order."""
+    """Every contest's result file, with the name of its machine's folder, in a fixed order."""
     found = []
     for path in sorted(results.glob("*/*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             raise ValueError(f"{path}: schema {content['schema']}, this report reads {SCHEMA}")
+        if "figures" in content:  # of a script: see benchmarks/figures.py
+            continue
         found.append({"folder": path.parent.name, **content})
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ import clipweather_fast
 from clipweather_fast import env, ops
 from clipweather_fast.ops import _native
 
-__all__ = ["SAMPLES", "report", "sample"]
+__all__ = ["SAMPLES", "processor", "report", "sample"]
 
 #: Small arguments for each operator, as shapes; enough for a backend to say whether it would run.
 SAMPLES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -33,6 +34,16 @@ SAMPLES: dict[str, tuple[tuple[int, ...], ...]] = {
 def sample(operator: str, device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """Arguments with which ``ops.<operator>`` can be called on this device."""
     return tuple(torch.zeros(shape, device=device, dtype=dtype) for shape in SAMPLES[operator])
+
+
+def processor() -> str:
+    """The processor's name as the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 def report() -> Iterator[str]:

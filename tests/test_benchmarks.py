@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,17 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # at the end: the package under test is the one installed
 
-from benchmarks import gpu, measure, report, results, rows  # noqa: E402
+from benchmarks import gpu, measure, picture_tables, report, results, rows  # noqa: E402
 from benchmarks.contest import Contest, Settings  # noqa: E402
 from benchmarks.correctness import WrongResult, truth_of  # noqa: E402
+from benchmarks.models import (  # noqa: E402
+    bench_pictures,
+    picture_contest,
+    picture_sides,
+    picture_trace,
+)
+from benchmarks.models.picture_contest import PictureCase, PictureSize  # noqa: E402
+from benchmarks.models.picture_work import flops  # noqa: E402
 from benchmarks.ops import bench_sar_conv2d, bench_sar_mixer  # noqa: E402
 from benchmarks.shapes import ImageSize, attention_size, hidden_size  # noqa: E402
 from benchmarks.subject import Case, Contestant, Inputs  # noqa: E402
@@ -238,11 +247,13 @@ def test_the_committed_tables_are_current() -> None:
 def test_a_stale_table_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme, performance = tmp_path / "README.md", tmp_path / "performance.md"
+    for page in (readme, performance):
+        page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     for name, path in (
         ("ROOT", tmp_path),
         ("README", readme),
+        ("PERFORMANCE", performance),
         ("DETAILS", tmp_path / "benchmarks.md"),
         ("CHART", tmp_path / "benchmarks.svg"),
     ):
@@ -286,3 +297,130 @@ def test_an_interrupted_benchmark_becomes_a_result_that_says_so(
     gpu._keep_partial(since=0.0)
     kept = json.loads((tmp_path / "results" / "machine" / "topic.json").read_text())
     assert not kept["complete"]
+
+
+# ---- whole networks ----------------------------------------------------------------------------
+
+
+def pictured(monkeypatch: pytest.MonkeyPatch, wrong: str = "", seconds: float = 0.0) -> None:
+    """Puts sides in the place of the real ones; all but ``wrong`` give the picture darkened."""
+
+    def build(name: str, size: object, dtype: torch.dtype, device: str) -> object:
+        if name == "absent":
+            raise picture_sides.SideUnavailable("it is not installed")
+
+        def call(image: torch.Tensor) -> torch.Tensor:
+            time.sleep(seconds)
+            return image * (0.5 + 0.1 * (name == wrong))
+
+        return call
+
+    monkeypatch.setattr(picture_sides, "build", build)
+    monkeypatch.setattr(picture_contest, "_small_truth", lambda small, device: truth(small))
+    monkeypatch.setattr(picture_contest, "flops", lambda *size: 1000)
+    picture_contest._truth.cache_clear()
+
+
+def truth(size: PictureSize) -> torch.Tensor:
+    return picture_contest.pictures(size).double() * 0.5
+
+
+TWO = PictureCase(
+    PictureSize("two", "a network", 2, 24, 40), torch.float32, "quick", ("eager", "absent"), 0.5
+)
+
+
+def test_every_side_of_a_picture_is_timed_or_told_why_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pictured(monkeypatch)
+    found = picture_contest.run(TWO, "cpu", most=3)
+    assert list(found["contestants"]) == ["ours", "eager"]
+    assert found["contestants"]["ours"]["rounds"] == 3
+    assert found["refused"] == {"absent": "it is not installed"}
+    assert found["flops"] == 2000
+    picture_contest._truth.cache_clear()
+
+
+def test_a_wrong_picture_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictured(monkeypatch, wrong="ours")
+    with pytest.raises(WrongResult, match="ours: off by"):
+        picture_contest.run(TWO, "cpu", most=3)
+    pictured(monkeypatch, wrong="eager")
+    wrong = dataclasses.replace(TWO, sides=("other", "eager"))
+    monkeypatch.setattr(picture_contest, "_truth", lambda size, index, device: half(size, index))
+    monkeypatch.setattr(picture_contest, "_error_on_small", lambda case, device: 0.0)
+    found = picture_contest.run(wrong, "cpu", most=3)
+    assert "off by" in found["refused"]["eager"]
+
+
+def half(size: PictureSize, index: int) -> torch.Tensor:
+    return truth(size)[index : index + 1].float()
+
+
+def test_a_slow_case_gets_fewer_rounds_and_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictured(monkeypatch, seconds=0.1)
+    slow = dataclasses.replace(TWO, sides=("eager sdpa", "eager", "compile"), limit=0.25)
+    found = picture_contest.run(slow, "cpu", most=50)
+    assert list(found["contestants"]) == ["ours", "eager sdpa"]
+    assert found["contestants"]["ours"]["first_call"]
+    assert set(found["refused"]) == {"eager", "compile"}
+    hurried = picture_contest.run(dataclasses.replace(slow, limit=60.0), "cpu", 1, pace=0.4)
+    assert list(hurried["contestants"]) == ["ours", "eager sdpa", "eager"]
+    assert hurried["refused"] == {"compile": "left out: the run's time was used up"}
+    picture_contest._truth.cache_clear()
+
+
+def test_operations_of_a_picture_are_those_of_its_layers() -> None:
+    network = picture_sides.network("clipweather_tiny", False)
+    counted = 0
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], y: torch.Tensor) -> None:
+        nonlocal counted
+        # Of a convolution and of its transpose alike: each weight at each place of the smaller.
+        places = min(inputs[0].numel() // inputs[0].shape[1], y.numel() // y.shape[1])
+        if isinstance(module, torch.nn.Linear):
+            places = y.numel() // y.shape[-1]
+        counted += 2 * places * module.weight.numel()  # type: ignore[operator, union-attr]
+
+    kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, kinds)]
+    with torch.no_grad(), picture_sides.pytorch_alone():
+        network(torch.rand(1, 3, 64, 128))
+    for hook in hooks:
+        hook.remove()
+    whole = flops("clipweather_tiny", False, 64, 128)
+    assert counted < whole < 1.25 * counted  # attention and kernels that no layer holds
+
+
+def test_the_pictures_cases_are_told_apart() -> None:
+    for device in ("cpu", "cuda"):
+        cases = bench_pictures.cases(device)
+        names = [case.name for case in cases]
+        assert len(set(names)) == len(names)
+        assert {case.scope for case in cases} == {"quick", "headline", "full"}
+        assert all(case.sides and case.limit > 0 for case in cases)
+    assert any(bench_pictures.second_look(case) for case in bench_pictures.cases("cpu"))
+
+
+def test_a_trace_names_operators_and_their_share_of_the_roof() -> None:
+    a, b = torch.rand(64, 256), torch.rand(256, 128)
+    with torch.profiler.profile(record_shapes=True, with_flops=True) as profiler:
+        (a @ b).relu()
+    rates = {"bytes_per_s": 1e9, "flops": 1e15}
+    found = picture_trace.lines(profiler.events(), "cpu", rates, itemsize=4)
+    product = next(line for line in found if line.name == "aten::mm")
+    assert (product.calls, product.flops) == (1, 2 * 64 * 256 * 128)
+    assert product.bytes == 4 * (64 * 256 + 2 * 256 * 128)
+    assert product.roof == pytest.approx(min(1.0, product.bytes / 1e9 / product.seconds))
+    assert sum(line.share for line in found) == pytest.approx(1.0)
+
+
+def test_the_performance_pages_tables() -> None:
+    files = {**content(), "topic": "pictures_clipweather_base"}
+    for case in files["cases"]:  # type: ignore[attr-defined]
+        case["size"] = dataclasses.asdict(TWO.size)
+        case["matrix"] = True
+    text = picture_tables.block([files], results=Path("nowhere"))
+    assert "| two | float32 | 20 | 4.00× | – | – | – | 50% |" in text
+    assert picture_tables.block([content()]) == picture_tables.NOTHING

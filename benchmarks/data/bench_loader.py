@@ -1,18 +1,16 @@
 """How many pictures per second one processor core decodes, crops and makes tensors of.
 
 ``python -m benchmarks.data.bench_loader`` prints the rates and writes
-``benchmarks/data/results/<machine>.json``; ``pytest benchmarks`` checks on a few pictures that what
-is timed is right. Pictures are 480 x 720, as Outdoor-Rain's and RainDrop's, crops 256 x 256. They
-are a photograph with the noise of a camera: without noise PNG files would be smaller and decode
-faster than real ones. Both pictures of a pair count. Run it on an idle machine: rates are of
+``benchmarks/results/<machine>/loader.json``; ``pytest benchmarks`` checks on a few pictures that
+what is timed is right. Pictures are 480 x 720, as Outdoor-Rain's and RainDrop's, crops 256 x 256.
+They are a photograph with the noise of a camera: without noise PNG files would be smaller and
+decode faster than real ones. Both pictures of a pair count. Run it on an idle machine: rates are of
 processor time, but a full machine is slower in that too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import tempfile
 import time
@@ -30,13 +28,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import machine
-from benchmarks.results import write_atomically
+from benchmarks.figures import write_figures
 from clipweather_fast.data import CleanDataset, Pair, PairDataset, to_unit_range
 from clipweather_fast.data.choices import Choices
 from clipweather_fast.restore import Picture, read_picture, write_picture
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).resolve().parent / "results"
 PHOTOGRAPH = ROOT / "examples" / "coffee.jpg"
 HEIGHT, WIDTH, CROP, BATCH = 480, 720, 256, 16
 FORMATS = ("png", "jpg", "png16")
@@ -209,21 +206,13 @@ def main() -> None:
         found = measured(
             Path(folder), arguments.pictures, arguments.rounds, not arguments.no_loader
         )
-    header = {
-        "machine": machine.facts("cpu"),
-        "versions": machine.versions() | {"pillow": PIL.__version__},
-        **machine.commit(),
-        "load_average": os.getloadavg()[0],
-        "picture": [HEIGHT, WIDTH],
-        "crop": CROP,
-    }
     for format, content in found.items():
         print(f"{format}: {content['bytes_per_file'] / 1024:.0f} KiB per file")
         for name, each in content["rates"].items():
             spread = f"{each['low']:.0f} to {each['high']:.0f}"
             print(f"  {each['median']:7.0f} pictures/s ({spread})  {name}")
-    path = RESULTS / f"{machine.name('cpu')}.json"
-    write_atomically(path, json.dumps({**header, "formats": found}, indent=1) + "\n")
+    facts = {"pillow": PIL.__version__, "picture": [HEIGHT, WIDTH], "crop": CROP, "threads": 1}
+    path = write_figures("loader", found, rounds=arguments.rounds, **facts)
     print(f"written: {path.relative_to(ROOT)}")
 
 

@@ -12,8 +12,6 @@ same for everyone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -26,8 +24,7 @@ from benchmarks.models.tokens import TokenSize
 from benchmarks.shapes import PICTURES
 from benchmarks.subject import Case, Contestant, Inputs, Subject, Work
 from clipweather_fast import create_model, use_backend
-from clipweather_fast.ops.reduced_kv_attention import op as attention
-from clipweather_fast.ops.reduced_kv_attention.reference import attention_sdpa
+from clipweather_fast.speed import pytorch_alone
 
 #: More pixels than this, and the reference's scores take several gigabytes.
 _MOST_SCORED = 8 * 480 * 720
@@ -83,27 +80,15 @@ def _ours(inputs: Inputs, backend: str | None) -> Tensor:
         return _plain(inputs)
 
 
-@contextmanager
-def _plain_with_sdpa() -> Iterator[None]:
-    """The reference backend, but with PyTorch's own attention."""
-    scored = attention.reduced_kv_attention_reference
-    attention.reduced_kv_attention_reference = attention_sdpa
-    try:
-        with use_backend("reference"):
-            yield
-    finally:
-        attention.reduced_kv_attention_reference = scored
-
-
 def _sdpa(inputs: Inputs) -> Tensor:
-    with _plain_with_sdpa():
+    with pytorch_alone():
         return _plain(inputs)
 
 
 def _transweather(inputs: Inputs, *, sdpa: bool) -> Tensor:
     x = inputs["x"]
     network = _network("transweather", x.dtype, x.device.type)
-    with _plain_with_sdpa() if sdpa else use_backend("reference"):
+    with pytorch_alone(scores=not sdpa):
         y: Tensor = network(x)
         return y
 

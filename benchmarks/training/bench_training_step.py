@@ -11,8 +11,6 @@ Pictures per second are the batch over the step's time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -23,8 +21,7 @@ from benchmarks.models import bench_sar_ffn
 from benchmarks.models.tokens import TokenSize
 from benchmarks.subject import Case, Contestant, Inputs, Subject, Work
 from clipweather_fast import create_model, losses, use_backend
-from clipweather_fast.ops.reduced_kv_attention import op as attention
-from clipweather_fast.ops.reduced_kv_attention.reference import attention_sdpa
+from clipweather_fast.speed import pytorch_alone
 
 
 @dataclass(frozen=True)
@@ -98,20 +95,9 @@ def _plain(inputs: Inputs) -> Tensor:
         return _step(inputs)
 
 
-@contextmanager
-def _sdpa() -> Iterator[None]:
-    """PyTorch's own attention in the place of the reference's."""
-    scored = attention.reduced_kv_attention_reference
-    attention.reduced_kv_attention_reference = attention_sdpa
-    try:
-        yield
-    finally:
-        attention.reduced_kv_attention_reference = scored
-
-
 def _plain_with_sdpa(inputs: Inputs) -> Tensor:
-    with _sdpa():
-        return _plain(inputs)
+    with pytorch_alone():
+        return _step(inputs)
 
 
 def _opponents(case: Case, device: str) -> list[Contestant]:

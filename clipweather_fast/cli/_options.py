@@ -30,6 +30,7 @@ __all__ = [
     "TileOverlapOption",
     "loaded",
     "opened",
+    "place",
     "tile_size",
 ]
 
@@ -132,7 +133,8 @@ ThreadsOption = Annotated[
 ]
 
 
-def _device(device: str, gpu: int | None) -> str:
+def place(device: str, gpu: int | None = None) -> str:
+    """What ``--device`` and ``--gpu`` name; a wrong one ends the command with its name."""
     if gpu is not None:
         if device not in ("auto", f"cuda:{gpu}"):
             raise typer.BadParameter(
@@ -173,7 +175,7 @@ def opened(
                 f"--fp32 and --dtype {dtype.value} contradict each other", param_hint="'--fp32'"
             )
         dtype = Dtype.float32
-    size, place = tile_size(tile), _device(device, gpu)
+    size, where = tile_size(tile), place(device, gpu)
     if isinstance(size, int) and tile_overlap >= size:
         raise typer.BadParameter(
             f"tiles of {size} pixels cannot overlap by {tile_overlap}",
@@ -186,7 +188,7 @@ def opened(
     network = loaded(model)
     with _blamed_on_the_model():
         restorer = Restorer(
-            network, device=place, dtype=dtype.value, tile=size, tile_overlap=tile_overlap
+            network, device=where, dtype=dtype.value, tile=size, tile_overlap=tile_overlap
         )
         # A frozen encoder is built when it is first needed: now, rather than for every picture.
         restorer.encode_prior(torch.zeros(1, 3, 32, 32))

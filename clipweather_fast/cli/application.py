@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import clipweather_fast
+from clipweather_fast.cli.bench import bench
 from clipweather_fast.cli.classify import classify
 from clipweather_fast.cli.data import data
 from clipweather_fast.cli.demo import demo
@@ -46,12 +47,12 @@ def clipweather(
 ) -> None:
     """Remove snow, rain and haze from pictures, with fast PyTorch operators.
 
-    `clipweather restore photos/ -o clear/` restores a folder. `clipweather demo` shows what the
-    operators gain on this machine, `clipweather env` what is installed and what runs where.
+    `clipweather restore photos/ -o clear/` restores a folder. `clipweather bench` shows how fast
+    this machine is, `clipweather env` what is installed and what runs where.
     """
 
 
-for command in (restore, video, classify, models, export, train, env, demo):
+for command in (restore, video, classify, models, export, train, env, demo, bench):
     app.command()(command)
 app.command("eval")(evaluate)
 data.command()(synth)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from clipweather_fast.models import checkpoints
+from clipweather_fast.models._skeleton import give_memory, without_values
 from clipweather_fast.models.clip_weather import ClipWeather
 from clipweather_fast.models.config import ClipWeatherConfig, NetworkConfig, TransWeatherConfig
 from clipweather_fast.models.network import RestorationNetwork
@@ -155,10 +156,10 @@ def _from_source(
         )
     # Compared before there is memory: what a configuration from a stranger asks for may be more
     # than the machine has, but not more than the tensors that come with it.
-    with torch.device("meta"):
+    with without_values():
         network = _network(config.replace(**changes))
     state = checkpoints.fitting_state(network, path)
-    network.to_empty(device=torch.get_default_device())
+    give_memory(network, torch.get_default_device())
     network.load_state_dict(state)
     if path.is_dir() and isinstance(network, ClipWeather):
         checkpoints.load_classifier(network, path)

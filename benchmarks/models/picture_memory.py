@@ -1,0 +1,136 @@
+"""The most memory that restoring one picture takes, each side in a process of its own.
+
+    python -m benchmarks.models.picture_memory [--size WIDTHxHEIGHT] [--model NAME ...] [--4k]
+
+The process loads the network, restores a small picture, and resets the system's record of its
+largest resident size; then it restores the large one. What is reported is that size, and what of it
+came on top of the loaded process. The allocator is the C library's as it comes. Every side's
+picture is compared with ours before its figure counts. ``--4k`` adds 3840 × 2160 of ours alone,
+which is to fit into 24 GiB by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.correctness import WrongResult
+from benchmarks.figures import write_figures
+from benchmarks.models import picture_contest as contest
+from benchmarks.models import picture_sides
+from benchmarks.results import ROOT
+
+__all__ = ["main"]
+
+MODELS = ("clipweather_base", "clipweather_tiny")
+SIDES = ("ours", "eager", "eager sdpa")
+DTYPES = ("float32", "bfloat16")
+#: Seconds for one process.
+LIMIT = 280
+
+
+def resident(field: str) -> int:
+    """Bytes of this process by a line of /proc: VmRSS is now, VmHWM the most since the reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def measured_here(arguments: list[str]) -> None:
+    """The work of a child: one side, one picture; prints its figures as JSON."""
+    side, model, dtype, width, height, result = arguments
+    torch.set_num_threads(1)
+    size = contest.PictureSize("", model, 1, int(height), int(width))
+    small = contest.PictureSize("", model, 1, 64, 64)
+    call = picture_sides.build(side, size, getattr(torch, dtype), "cpu")
+    call(contest.pictures(small))
+    images = contest.pictures(size)
+    loaded = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    began = time.perf_counter()
+    restored = call(images)
+    seconds = time.perf_counter() - began
+    peak = resident("VmHWM")
+    torch.save(restored[:, :, ::4, ::4].clone(), result)
+    figures = {"peak_bytes": peak, "beyond_loaded_bytes": peak - loaded, "first_call_s": seconds}
+    print(json.dumps(figures))
+
+
+def measured(side: str, model: str, dtype: str, width: int, height: int, result: Path) -> Any:
+    """Figures of one process, or the reason why there are none."""
+    command = [sys.executable, "-P", "-m", "benchmarks.models.picture_memory", "--child", side]
+    command += [model, dtype, str(width), str(height), str(result)]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"refused": f"took more than {LIMIT} s"}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        return {"refused": last[:200]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compared(found: dict[str, Any], files: dict[str, Path], dtype: str) -> None:
+    """Raises WrongResult where a side's picture is not ours."""
+    ours = torch.load(files["ours"], weights_only=True)
+    allowed = contest.TOLERANCE if dtype == "float32" else 10 ** (-contest.LEAST_DECIBELS / 20)
+    for side, path in files.items():
+        if "refused" in found[side]:
+            continue
+        apart = torch.load(path, weights_only=True) - ours
+        error = apart.abs().max() if dtype == "float32" else apart.square().mean().sqrt()
+        if not float(error) <= allowed:
+            raise WrongResult(f"{side}: {float(error):.3g} from ours, allowed is {allowed:.3g}")
+
+
+def row(model: str, dtype: str, width: int, height: int, sides: tuple[str, ...]) -> dict[str, Any]:
+    """One network, precision and size: figures by side."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {side: Path(folder) / f"{number}.pt" for number, side in enumerate(sides)}
+        found = {side: measured(side, model, dtype, width, height, files[side]) for side in sides}
+        if "refused" not in found["ours"]:
+            compared(found, files, dtype)
+    for side, figures in found.items():
+        words = figures.get("refused") or (
+            f"{figures['peak_bytes'] / 2**30:.2f} GiB, of them "
+            f"{figures['beyond_loaded_bytes'] / 2**30:.2f} beyond the loaded network; "
+            f"{figures['first_call_s']:.1f} s"
+        )
+        print(f"{model} {width} x {height} {dtype}, {side}: {words}", flush=True)
+    return found
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        measured_here(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--size", default="1920x1080", metavar="WIDTHxHEIGHT")
+    parser.add_argument("--model", action="append", help=f"by default {', '.join(MODELS)}")
+    parser.add_argument("--4k", dest="uhd", action="store_true", help="also 3840 x 2160, ours only")
+    options = parser.parse_args()
+    width, height = map(int, options.size.split("x"))
+    found = {}
+    for model in options.model or MODELS:
+        for dtype in DTYPES:
+            found[f"{model} {options.size} {dtype}"] = row(model, dtype, width, height, SIDES)
+    if options.uhd:
+        for dtype in DTYPES:
+            found[f"{MODELS[0]} 3840x2160 {dtype}"] = row(MODELS[0], dtype, 3840, 2160, SIDES[:1])
+    path = write_figures("picture_memory", found, threads=1, allocator="default")
+    print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

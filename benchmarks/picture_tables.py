@@ -1,0 +1,124 @@
+"""The tables of docs/performance.md: what users may expect, from the committed results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import RESULTS
+from benchmarks.rows import Row, rows
+
+__all__ = ["TOPIC", "block"]
+
+TOPIC = "pictures_"
+#: Heads of the columns, and how the contestants' names begin of whom the fastest counts.
+RIVALS = {
+    "PyTorch": "eager",
+    "`torch.compile`": "compile",
+    "ONNX Runtime": "onnxruntime",
+    "OpenVINO": "openvino",
+}
+NOTHING = "Nothing has been measured yet.\n"
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    size = row.case["size"]
+    return size["network"], size["given_prior"], size["h"] * size["w"], size["n"]
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}×"
+
+
+def _line(row: Row) -> str:
+    size = row.case["size"]
+    roof = row.roof
+    cells = [
+        size["name"],
+        row.case["dtype"],
+        f"{size['n'] / row.own_seconds:.3g}",
+        *(_times(row.best(kind)) for kind in RIVALS.values()),
+        "–" if roof is None else f"{roof[1]:.0%}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _speeds(contents: list[dict[str, Any]]) -> list[str]:
+    """One machine's table of pictures per second."""
+    found = [row for content in contents for row in rows(content)]
+    one = contents[0]
+    threads = "one thread" if one["threads"] == 1 else f"{one['threads']} threads"
+    commits = sorted({content["commit"][:10] for content in contents})
+    which = ", ".join(f"`{commit}`" for commit in commits)
+    where = one["machine"].get("gpu") or f"{one['machine']['cpu']}, {threads}"
+    heads = ["", "precision", "pictures/s", *RIVALS, "of the roof"]
+    return [
+        f"{where}; PyTorch {one['versions']['torch']}; commit {which}; files "
+        f"`benchmarks/results/{one['folder']}/{TOPIC}*.json`.",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "| --- | --- |" + " ---: |" * (len(heads) - 2),
+        *map(_line, sorted(found, key=_order)),
+        "",
+    ]
+
+
+def _figures(folder: str, topic: str, results: Path) -> dict[str, Any] | None:
+    path = results / folder / f"{topic}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _start_up(folder: str, results: Path) -> list[str]:
+    content = _figures(folder, "start_up", results)
+    if content is None:
+        return []
+    found = content["figures"]
+    restore, torch = found["clipweather restore"], found["import torch"]
+    ours = found["import clipweather_fast beyond torch"]
+    return [
+        f"`clipweather restore` of one 720 × 480 picture, from the start of the process to the "
+        f"written file: {restore['wall_s']:.1f} s, of which PyTorch's import takes "
+        f"{torch['wall_s']:.1f} s and this package's {ours['wall_s']:.2f} s more (commit "
+        f"`{content['commit'][:10]}`, `benchmarks/results/{folder}/start_up.json`).",
+        "",
+    ]
+
+
+def _memory(folder: str, results: Path) -> list[str]:
+    content = _figures(folder, "picture_memory", results)
+    if content is None:
+        return []
+    lines = [
+        f"The most memory that one picture takes beyond the loaded network (commit "
+        f"`{content['commit'][:10]}`, `benchmarks/results/{folder}/picture_memory.json`):",
+        "",
+        "| | here | PyTorch, scores formed | PyTorch's attention |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, found in content["figures"].items():
+        cells = [name]
+        for side in ("ours", "eager", "eager sdpa"):
+            size = found.get(side, {}).get("beyond_loaded_bytes")
+            cells.append("–" if size is None else f"{size / 2**30:.2f} GiB")
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def block(contents: list[dict[str, Any]], results: Path = RESULTS) -> str:
+    """The generated part of docs/performance.md.
+
+    Args:
+        contents: the contests' result files, as ``load_all`` gives them.
+        results: where the scripts' result files are.
+    """
+    folders = sorted({content["folder"] for content in contents})
+    parts = []
+    for folder in folders:
+        mine = [it for it in contents if it["folder"] == folder and it["topic"].startswith(TOPIC)]
+        mine = [it for it in mine if not it["topic"].endswith("_default_malloc")]
+        found = _speeds(mine) if mine else []
+        found += _start_up(folder, results) + _memory(folder, results)
+        if found:
+            parts += [f"### {folder}", "", *found]
+    return "\n".join(parts).rstrip() + "\n" if parts else NOTHING
