@@ -114,18 +114,31 @@ class SARFFN(ConvMlp):
         """
         check(type(self).__name__, x, H, W)
         z = as_image(self.fc1(x), H, W)
-        if self.arrangement == "sequential" or self.sar.per_channel or self._observed():
-            hidden, residual = self._in_steps(z)
-            y = self._project(hidden)
-            return (y, residual) if return_residual else y
-        mixed = self._mixed(z, return_residual)
         if not return_residual:
-            return self._project(mixed)
-        hidden, residual = mixed
+            return self._project(self._between(z))
+        if self._stepwise():
+            hidden, residual = self._in_steps(z)
+            return self._project(hidden), residual
+        hidden, residual = self._mixed(z, return_residual)
         return self._project(hidden), residual if self.sign > 0 else -residual
+
+    def _between(self, z: Tensor) -> Tensor:
+        if self._stepwise():
+            return self._in_steps(z)[0]
+        mixed: Tensor = self._mixed(z, False)
+        return mixed
+
+    def _stepwise(self) -> bool:
+        """Whether no one operator computes this variant, or somebody listens to its layers."""
+        return self.arrangement == "sequential" or self.sar.per_channel or self._observed()
 
     def _mixed(self, z: Tensor, return_residual: bool) -> Any:
         """What is between the Linear layers, and R times the sign if wanted: one operator."""
+        parameters, gate = self._mixer_arguments()
+        return ops.sar_mixer(z, *parameters, gate=gate, return_residual=return_residual)
+
+    def _mixer_arguments(self) -> tuple[tuple[Any, ...], str]:
+        """The operator's parameters in its order, and its gate."""
         sar = self.sar
         weight: Tensor = sar.weight
         bias: Tensor | None = sar.bias
@@ -138,19 +151,13 @@ class SARFFN(ConvMlp):
             border = sar.kernel_size // 2 - 1
             if border:  # the operator's kernels are of one size
                 static_weight = F.pad(static_weight, (border,) * 4)
-        return ops.sar_mixer(
-            z,
+        predictor = (
             sar.depthwise.weight,
             sar.depthwise.bias,
             sar.pointwise.weight,
             sar.pointwise.bias,
-            weight,
-            bias,
-            static_weight,
-            static_bias,
-            gate=sar.gate,
-            return_residual=return_residual,
         )
+        return (*predictor, weight, bias, static_weight, static_bias), sar.gate
 
     def _observed(self) -> bool:
         """Whether a layer that the operator replaces has hooks."""
