@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from typer.testing import CliRunner
 
+from clipweather_fast.cli import app
 from clipweather_fast.models import create_model
 from clipweather_fast.restore import Restorer
 
@@ -30,6 +33,16 @@ def clipweather(
         errors="surrogateescape",
         timeout=120,
         check=False,
+    )
+
+
+def here(*arguments: str | Path, **variables: str) -> Any:
+    """The command in this process, with these environment variables: no interpreter has to start.
+
+    What a user would see as a traceback comes out as the exception.
+    """
+    return CliRunner().invoke(
+        app, [*map(str, arguments)], env=variables, prog_name="clipweather", catch_exceptions=False
     )
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 # cuBLAS repeats its results only with a fixed workspace; it reads this when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # OpenMP reads this when it starts: beside other workers, threads that wait must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hypothesis
 import numpy as np

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
 from clipweather_fast import export
-from clipweather_fast.cli import app
 from clipweather_fast.models import RestorationNetwork, create_model
-from command import clipweather, words
+from command import here, words
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -47,8 +45,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[RestorationNetwo
     folder = tmp_path_factory.mktemp("export")
     network = small_network()
     network.save_pretrained(folder / "checkpoint")
-    done = clipweather("export", folder / "checkpoint", "-o", folder / "model.onnx")
-    assert done.returncode == 0, done.stderr
+    done = here("export", folder / "checkpoint", "-o", folder / "model.onnx")
+    assert done.exit_code == 0, done.stderr
     assert "1 x 3 x 150 x 215: differs from PyTorch by " in done.stdout
     assert "2 x 3 x 64 x 128: differs from PyTorch by " in done.stdout
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "model.onnx"]
@@ -79,16 +77,7 @@ def test_a_file_that_takes_the_prior_computes_with_it(
     exported: tuple[RestorationNetwork, Path], tmp_path: Path
 ) -> None:
     network, path = exported
-    result = CliRunner().invoke(
-        app,
-        [
-            "export",
-            f"{path.parent / 'checkpoint'}",
-            "-o",
-            f"{tmp_path / 'm.onnx'}",
-            "--prior-input",
-        ],
-    )
+    result = here("export", path.parent / "checkpoint", "-o", tmp_path / "m.onnx", "--prior-input")
     assert result.exit_code == 0, result.output
     session = onnxruntime.InferenceSession(
         str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"]
@@ -148,7 +137,7 @@ def test_a_file_that_differs_is_not_accepted(exported: tuple[RestorationNetwork,
     ],
 )
 def test_what_cannot_be_is_named(arguments: tuple[str, ...], code: int, reason: str) -> None:
-    result = CliRunner().invoke(app, ["export", *arguments])
+    result = here("export", *arguments)
     assert result.exit_code == code
     assert reason in words(result.output)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +29,14 @@ MODEL = {
     "gamma_init": 0.5,
     "residual_output": True,
 }
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps the settings of a process's first run; every test begins anew."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def photographs(folder: Path, count: int = 6, side: int = 80) -> Path:

@@ -109,9 +109,10 @@ def restore(
 ) -> None:
     """Restore photographs taken in snow, rain, haze or through drops.
 
-    What goes in comes out: size, bit depth, transparency, colour profile, EXIF and file type are
-    kept. A picture that cannot be read is named and the rest go on; then the exit code is 1. Ctrl-C
-    leaves only whole files; the same command with --skip-existing goes on from there.
+    What goes in comes out: size, bit depth, transparency, colour profile, EXIF, XMP and file type
+    are kept. A picture that cannot be read, and a file of several pages or frames, is named and the
+    rest go on; then the exit code is 1. Ctrl-C leaves only whole files; the same command with
+    --skip-existing goes on from there.
 
     Example: clipweather restore photos/ -o clear/ --compare
     """
@@ -219,6 +220,8 @@ class Run:
                     bar.say(f"{source}: {shown(outcome.error)}")
                 elif outcome.details["retries"]:
                     bar.say(f"{source}: not finite in low precision, computed again in float32")
+                if outcome.details.get("left_out"):
+                    bar.say(f"{source}: left out {outcome.details['left_out']}")
                 bar.advance()
         order = {job: number for number, job in enumerate(jobs)}
         self.outcomes.sort(key=lambda outcome: order[outcome.job])
@@ -244,7 +247,8 @@ class Run:
 
     def _details(self, picture: Picture) -> dict[str, Any]:
         done = asdict(self.restorer.report)
-        return {"width": picture.width, "height": picture.height, **done}
+        about = {"width": picture.width, "height": picture.height, "left_out": picture.left_out}
+        return about | done
 
     def count(self, status: str) -> int:
         return sum(outcome.status == status for outcome in self.outcomes)
@@ -253,6 +257,8 @@ class Run:
         seconds = time.perf_counter() - self.began
         restored = self.count("restored")
         counts = [f"{restored} restored"]
+        partial = sum(bool(outcome.details.get("left_out")) for outcome in self.outcomes)
+        counts += [f"{partial} of them without all that their files hold"] if partial else []
         counts += [f"{self.count(s)} {s}" for s in ("skipped", "failed") if self.count(s)]
         rate = f"{seconds:.1f} s, {restored / seconds:.3g} pictures/s"
         return f"{'interrupted: ' * self.interrupted}{', '.join(counts)} ({rate})"

@@ -69,10 +69,11 @@ def video(
     fp32: options.Float32Option = False,
     threads: options.ThreadsOption = None,
 ) -> None:
-    """Restore a video; sound, subtitles, times and the number of frames stay.
+    """Restore a video; sound, subtitles, times and number of frames stay, transparency does not.
 
-    The video appears when it is complete: after Ctrl-C or an error there is none. Needs PyAV: pip
-    install 'clipweather_fast[video]'.
+    The video appears when it is complete: after Ctrl-C or an error there is none. If the source is
+    damaged, what can be read is restored, the rest is counted, and the exit code is 1. Needs
+    PyAV: pip install 'clipweather_fast[video]'.
 
     Example: clipweather video drive.mp4 -o clear.mp4
     """
@@ -122,3 +123,12 @@ def video(
         f"({seconds:.1f} s, {done.frames / seconds:.3g} frames/s)",
         err=True,
     )
+    if done.transparent:
+        typer.echo(f"{shown(source)}: its transparency was left out", err=True)
+    if done.missing or done.broken:
+        typer.echo(
+            f"{shown(source)} is damaged: {done.missing} frames are missing, {done.broken} packets "
+            f"or frames are broken; {shown(target)} has the rest",
+            err=True,
+        )
+        raise typer.Exit(1)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipweather_fast.restore.inks import inks
-from clipweather_fast.restore.metadata import without_gray
+from clipweather_fast.restore.metadata import XMP, XMP_IN_PNG, without_gray
 from clipweather_fast.restore.picture import Picture, Samples
 
 __all__ = ["write_png", "write_tiff"]
@@ -38,7 +38,7 @@ COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 
 def write_png(picture: Picture, file: BinaryIO) -> None:
-    """Writes a 16-bit picture as PNG, with its ICC profile, EXIF and resolution."""
+    """Writes a 16-bit picture as PNG, with its ICC profile, EXIF, XMP and resolution."""
     samples = _samples(picture)
     height, width, channels = samples.shape
     file.write(b"\x89PNG\r\n\x1a\n")
@@ -54,6 +54,8 @@ def write_png(picture: Picture, file: BinaryIO) -> None:
         _chunk(file, b"pHYs", struct.pack(">IIB", *per_metre, 1))
     if picture.exif is not None:
         _chunk(file, b"eXIf", picture.exif.removeprefix(b"Exif\0\0"))
+    if picture.xmp is not None:
+        _chunk(file, b"iTXt", XMP_IN_PNG + picture.xmp)
     deflate = zlib.compressobj(COMPRESSION_LEVEL)
     rows = max(1, BLOCK // (width * channels * 2))
     above = np.zeros((1, width * channels * 2), np.uint8)
@@ -105,7 +107,7 @@ def _size(rows: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def write_tiff(picture: Picture, file: BinaryIO) -> None:
-    """Writes a gray, RGB or CMYK picture as TIFF, with its ICC profile, EXIF and resolution.
+    """Writes a gray, RGB or CMYK picture as TIFF, with its ICC profile, EXIF, XMP and resolution.
 
     Compressed with zlib and horizontal differences, or not at all if the original was not. 16-bit
     gray with transparency becomes RGB with transparency.
@@ -165,6 +167,9 @@ def _directory(picture: Picture, samples: Samples, rows: int, packed: bool) -> A
     if picture.dpi is not None:
         directory[282], directory[283] = picture.dpi
         directory[296] = 2
+    if picture.xmp is not None:
+        directory.tagtype[XMP] = 1
+        directory[XMP] = picture.xmp
     profile = picture.icc_profile
     if channels >= 3 and picture.mode == "L":
         profile = without_gray(profile)

@@ -61,6 +61,8 @@ INSTEAD: dict[str, tuple[Mode, ...]] = {
     "CMYK": ("RGB", "P"),
 }
 DEEP = ("PNG", "TIFF")
+#: TIFF's word for what a page is, and its bit for a smaller copy of another.
+SUBFILE_TYPE, SMALLER_COPY = 254, 1
 
 
 def read_picture(
@@ -70,7 +72,9 @@ def read_picture(
 
     The EXIF orientation is applied. Colour keys and palettes with transparency become ``alpha``.
     Kept for writing: ICC profile, the EXIF data that describes the photograph (camera, time, place,
-    author; not its thumbnail), resolution, and the encoder's settings that can be seen.
+    author; not its thumbnail), XMP data, resolution, and the encoder's settings that can be seen.
+    Smaller copies of the picture in a TIFF file, and what lies behind it in a JPEG file, are left
+    out; ``left_out`` names the latter.
 
     Args:
         path: the file.
@@ -179,7 +183,7 @@ def to_pil(picture: Picture) -> Image:
         image = Image.fromarray(np.ascontiguousarray(picture.pixels[..., 0]))
     else:
         image = _as_image(picture)
-    for name in ("icc_profile", "exif", "dpi"):
+    for name in ("icc_profile", "exif", "xmp", "dpi"):
         if (value := getattr(picture, name)) is not None:
             image.info[name] = value
     return image
@@ -281,11 +285,12 @@ def _load(image: Image) -> None:
 def _seek(image: Image, path: Path, frame: int | None) -> None:
     # MPO is a JPEG file with more behind it: previews of the picture, or another camera's.
     several = image.format != "MPO" and getattr(image, "is_animated", False)
-    if frame is None and several:
+    if frame is None and several and not _only_copies_follow(image):
+        kind = "pages" if image.format == "TIFF" else "frames"
         raise PictureError(
             path,
-            f"holds {getattr(image, 'n_frames', 'several')} frames; take one with "
-            "read_picture(path, frame=0)",
+            f"holds {getattr(image, 'n_frames', 'several')} {kind}; split it into files of one "
+            "picture each (in Python read_picture(path, frame=0) takes the first)",
         )
     if frame is not None and (several or frame != 0):
         try:
@@ -294,12 +299,30 @@ def _seek(image: Image, path: Path, frame: int | None) -> None:
             raise PictureError(path, f"has no frame {frame}") from error
 
 
+def _only_copies_follow(image: Image) -> bool:
+    """Whether all pages of a TIFF file but the first are marked as its smaller copies."""
+    if image.format != "TIFF":
+        return False
+    kinds = []
+    for page in range(getattr(image, "n_frames", 1)):
+        image.seek(page)
+        kinds.append(int(image.tag_v2.get(SUBFILE_TYPE, 0)) & SMALLER_COPY)  # type: ignore[attr-defined]
+    image.seek(0)
+    return not kinds[0] and all(kinds[1:])
+
+
 def _decoded(image: Image, path: Path, frame: int) -> Picture:
     # First: to look for EXIF data Pillow may decode the picture, and then forgets how.
     refused = deep.why_not_deep(image) if image.format in ("PNG", "TIFF") else ""
     if refused:
         raise PictureError(path, refused)
     kept = metadata.read(image) | {"path": path}
+    behind = getattr(image, "n_frames", 1) - 1 if image.format == "MPO" else 0
+    if behind > 0:
+        kept["left_out"] = (
+            f"{behind} more picture{'s' * (behind > 1)} behind the first (a preview, a map of "
+            "brightness, or another camera's)"
+        )
     asked = metadata.orientation(image)
     if asked in metadata.LYING and kept["dpi"] is not None:
         kept["dpi"] = kept["dpi"][::-1]

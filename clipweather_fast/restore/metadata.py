@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,16 @@ BLOCKS = (0x8769, 0x8825)
 INTEROPERABILITY = 0xA005
 #: Columns and rows, in the camera's block.
 SIDES = (0xA002, 0xA003)
+#: Where a TIFF file keeps XMP data; what precedes them in a chunk of PNG (keyword, not compressed,
+#: no language, no translation); and the most that fits into a segment of JPEG.
+XMP = 700
+XMP_IN_PNG = b"XML:com.adobe.xmp\0\0\0\0\0"
+XMP_IN_JPEG = 65_502
+#: Names of columns and rows in XMP data.
+XMP_SIDES = (
+    (b"tiff:ImageWidth", b"tiff:ImageLength"),
+    (b"exif:PixelXDimension", b"exif:PixelYDimension"),
+)
 #: Orientations that exchange rows and columns.
 LYING = (5, 6, 7, 8)
 #: Compressions of TIFF that lose nothing and that Pillow can write for any mode.
@@ -61,6 +72,7 @@ def read(image: Image) -> dict[str, Any]:
         "format": "JPEG" if format == "MPO" else format,
         "icc_profile": image.info.get("icc_profile") or None,
         "exif": _exif(image),
+        "xmp": _xmp(image),
         "dpi": numbers,
         "encoding": encoding,
     }
@@ -80,17 +92,26 @@ def options(picture: Picture, format: str, quality: int) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if picture.icc_profile and format in ("PNG", "JPEG", "TIFF", "WEBP"):
         told["icc_profile"] = picture.icc_profile
-    if picture.exif is not None and format in ("PNG", "JPEG", "TIFF", "WEBP"):
-        told["exif"] = _flat(picture.exif) if format == "TIFF" else picture.exif
+    xmp = picture.xmp
+    if format == "TIFF":
+        told["exif"] = _flat(picture.exif or b"")
+        if xmp is not None:
+            told["exif"][XMP] = xmp
+    elif picture.exif is not None and format in ("PNG", "JPEG", "WEBP"):
+        told["exif"] = picture.exif
+    if xmp is not None and (format == "WEBP" or (format == "JPEG" and len(xmp) <= XMP_IN_JPEG)):
+        told["xmp"] = xmp
     if picture.dpi is not None and format in ("PNG", "JPEG", "TIFF", "BMP"):
         told["dpi"] = picture.dpi
     encoding = picture.encoding
-    if format == "PNG" and encoding.get("colours"):
+    if format == "PNG":
         from PIL.PngImagePlugin import PngInfo
 
         told["pnginfo"] = PngInfo()
-        for name, data in encoding["colours"]:
+        for name, data in encoding.get("colours", ()):
             told["pnginfo"].add(name, data)
+        if xmp is not None:
+            told["pnginfo"].add(b"iTXt", XMP_IN_PNG + xmp)
     elif format == "JPEG":
         told["quality"] = quality
         told["subsampling"] = encoding.get("subsampling", 0)
@@ -156,6 +177,18 @@ def _exif(image: Image) -> bytes | None:
         if len(kept):
             return kept.tobytes()
     return None
+
+
+def _xmp(image: Image) -> bytes | None:
+    """The XMP data, orientation 1, with the sides that the upright picture has."""
+    found = image.info.get("xmp")
+    if not isinstance(found, bytes) or not found.strip(b"\0 "):
+        return None
+    lying = orientation(image) in LYING
+    found = re.sub(rb"(tiff:Orientation(?:=[\"']|>)\s*)\d", rb"\g<1>1", found)
+    for one, other in XMP_SIDES if lying else ():
+        found = found.replace(one, b"\0").replace(other, one).replace(b"\0", other)
+    return found
 
 
 def _flat(exif: bytes) -> Exif:

@@ -55,11 +55,14 @@ class Picture:
         format: the file's format: "PNG", "JPEG", "TIFF", "WEBP", "BMP" or "GIF".
         icc_profile: what its colours mean; passed on, never applied.
         exif: a block of EXIF data that begins with ``b"Exif\\0\\0"``, orientation 1.
+        xmp: a block of XMP data (what editors and catalogues write: ratings, captions, keywords,
+            rights), orientation 1. JPEG holds 64 KiB of it; it is left out of one if there is more.
         dpi: pixels per inch, across and down.
         encoding: what the file's encoder was told: ``subsampling``, ``progressive`` (JPEG),
             ``lossless`` (WebP), ``compression`` (TIFF), ``colours`` (PNG: the names and contents of
             its chunks gAMA, cHRM, sRGB and cICP).
         path: where it was read.
+        left_out: what else its file held, in words; None: nothing that is a picture.
     """
 
     pixels: Samples
@@ -72,6 +75,8 @@ class Picture:
     dpi: tuple[float, float] | None = None
     encoding: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    xmp: bytes | None = None
+    left_out: str | None = None
 
     @property
     def height(self) -> int:
@@ -111,7 +116,7 @@ class Picture:
         write_picture(self, path, quality)
 
     def to_pil(self) -> Image:
-        """As an image of Pillow's, with its ICC profile, EXIF and resolution in ``info``.
+        """As an image of Pillow's, with its ICC profile, EXIF, XMP and resolution in ``info``.
 
         Raises:
             ValueError: 16-bit colours or 16 bits with transparency, which Pillow does not have.

@@ -148,8 +148,9 @@ class Restorer:
         """
         if self.classifier is None:
             raise RuntimeError(
-                "Restorer.classify: the network has no text features to compare with; set "
-                "restorer.classifier to a clipweather_fast.clip.WeatherClassifier"
+                "Restorer.classify: the network's weights come without text features to compare "
+                "its prior with; load a checkpoint that was trained with them, or set "
+                "restorer.classifier to clipweather_fast.clip.WeatherClassifier.load(FILE)"
             )
         prior = self.encode_prior(picture)
         if prior is None:

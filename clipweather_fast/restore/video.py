@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipweather_fast.restore.aside import written_aside
+from clipweather_fast.restore.damage import Damage
+from clipweather_fast.restore.frame_pixels import Pixels, colours, depth_of, pixel_format, rgb
 from clipweather_fast.restore.held_prior import THUMBNAIL, HeldPrior
 from clipweather_fast.restore.turn import Turn
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
 
 __all__ = ["CODECS", "CONTAINERS", "FrameRestorer", "VideoError", "VideoResult", "restore_video"]
-
-#: (H, W, 3) of uint8 or uint16.
-Pixels: TypeAlias = NDArray[Any]
 
 #: Containers by file name ending, and the encoder each takes unless one is named.
 CONTAINERS = {
@@ -56,8 +54,6 @@ CODECS: dict[str, tuple[str, dict[str, str]]] = {
 
 #: Frames that wait between two threads.
 AHEAD = 4
-#: From this height on, a video that does not say so is taken to have the colours of HD (BT.709).
-HD_HEIGHT = 720
 
 
 class VideoError(ValueError):
@@ -76,10 +72,22 @@ class FrameRestorer(Protocol):
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What was done: frames written, and how many of them got a prior of their own."""
+    """What was done.
+
+    Attributes:
+        frames: so many were written.
+        priors: so many of them got a prior of their own.
+        missing: frames that the source should have and has not: holes between the times of a
+            transport stream, or fewer frames than the header declares.
+        broken: packets of the source that came damaged, or frames that were decoded with errors.
+        transparent: the source has transparency, which was left out.
+    """
 
     frames: int
     priors: int
+    missing: int = 0
+    broken: int = 0
+    transparent: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,8 @@ def restore_video(
 
     The number of frames, their times and durations, the frame rate, pixel shape, colour tags, bit
     depth, chapters and titles stay. A turned video (of a phone) is written upright. The file
-    appears when it is complete: an error or a kill leaves nothing.
+    appears when it is complete: an error or a kill leaves nothing. What is damaged in the source is
+    left out or shown as FFmpeg mends it, and the result says how much that is.
 
     Args:
         source: anything FFmpeg reads.
@@ -118,11 +127,12 @@ def restore_video(
         progress: called with the frames done and their expected number, if that is known.
 
     Returns:
-        The numbers of frames and of priors computed.
+        The numbers of frames and of priors computed, and of what was missing or broken.
 
     Raises:
         ImportError: PyAV is missing.
-        VideoError: ``source`` is no video or is damaged, or ``target`` cannot hold what it has.
+        VideoError: ``source`` is no video or is damaged so that it cannot be read, or ``target``
+            cannot hold what it has.
         OSError: a file cannot be read or written.
     """
     av = _pyav()
@@ -147,7 +157,8 @@ def restore_video(
             raise VideoError(f"{source}: {words}") from error
         if frames == 0:
             raise VideoError(f"{source}: its video has no frames")
-    return VideoResult(frames, held.computed)
+    damage = reader.damage
+    return VideoResult(frames, held.computed, damage.missing, damage.broken, reader.transparent)
 
 
 def _pyav() -> Any:
@@ -210,6 +221,7 @@ class _Reader:
         video.thread_type = "AUTO"
         self.video: Any = video
         self.copied = [s for s in container.streams if s.type in ("audio", "subtitle")]
+        self.damage = Damage(container.format.name, video.frames)
         # The first frame says what the stream's header may not: turn, colours, depth.
         self._packets = container.demux([self.video, *self.copied])
         self._waiting: deque[Any] = deque()
@@ -220,6 +232,12 @@ class _Reader:
             raise VideoError(f"{source}: its video has no frames")
         self.first: av.VideoFrame = first
         self.turn = Turn.of(first)
+
+    @property
+    def transparent(self) -> bool:
+        """Whether there is transparency: in the frames, or (VP8 and VP9) beside them."""
+        beside = self.video.metadata.get("alpha_mode") == "1"
+        return beside or any(part.is_alpha for part in self.first.format.components)
 
     @property
     def expected(self) -> int | None:
@@ -245,12 +263,27 @@ class _Reader:
         if packet is None:
             return False
         if packet.stream is self.video:
-            self._waiting.extend(packet.decode())
+            self._decode(packet)
         elif packet.size or packet.pts is not None:  # the others tell decoders of the end
             if packet.dts is None:
                 packet.dts = packet.pts
+            self.damage.packet(packet)
             self._waiting.append(packet)
         return True
+
+    def _decode(self, packet: Any) -> None:
+        import av
+
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            # One of a damaged stream: others follow that can be decoded, or there is no frame.
+            self.damage.packet(packet, decoded=False)
+            return
+        self.damage.packet(packet)
+        for frame in frames:
+            self.damage.frame(frame)
+        self._waiting.extend(frames)
 
     def __iter__(self) -> Iterator[Any]:
         while self._waiting or self._fill():
@@ -266,12 +299,12 @@ class _Reader:
         if self._last is not None and pts <= self._last:
             pts = self._last + 1  # an encoder would drop one of two frames of one time
         self._last = pts
-        pixels = _rgb(frame, _depth(frame) > 8)
+        pixels = rgb(frame, depth_of(frame) > 8)
         small = frame.reformat(
             width=THUMBNAIL,
             height=THUMBNAIL,
             format="rgb24",
-            **(_colours(frame) | {"interpolation": "AREA"}),
+            **(colours(frame) | {"interpolation": "AREA"}),
         )
         return _Frame(
             self.turn.applied(pixels), cast(Pixels, small.to_ndarray()), pts, frame.duration or 0
@@ -286,7 +319,7 @@ class _Writer:
     ) -> None:
         self._output, self._reader, self.frames = output, reader, 0
         first, source = reader.first, reader.video
-        depth = _depth(first)
+        depth = depth_of(first)
         if codec == "auto":
             codec = CONTAINERS[target.suffix.lower()][1]
             codec = "h265" if codec == "h264" and depth > 8 else codec
@@ -302,7 +335,7 @@ class _Writer:
         if reader.turn.exchanged:
             width, height, shape = height, width, 1 / shape
         stream.width, stream.height = width, height
-        stream.pix_fmt = self._format = _pixel_format(stream, first, width, height)
+        stream.pix_fmt = self._format = pixel_format(stream, first, width, height)
         context = stream.codec_context
         context.sample_aspect_ratio = shape
         stream.time_base = context.time_base = source.time_base
@@ -332,7 +365,7 @@ class _Writer:
         image = av.VideoFrame.from_ndarray(
             pixels, format="rgb24" if pixels.dtype == np.uint8 else "rgb48le"
         )
-        image = image.reformat(format=self._format, **_colours(first, back=True))
+        image = image.reformat(format=self._format, **colours(first, back=True))
         image.pts, image.time_base = frame.pts, self._reader.video.time_base
         image.duration = frame.duration
         self._mux(self._stream.encode(image))
@@ -347,68 +380,6 @@ class _Writer:
     def _mux(self, packets: list[Any]) -> None:
         self.frames += len(packets)
         self._output.mux(packets)
-
-
-# ---- pixels --------------------------------------------------------------------------------------
-
-
-def _depth(frame: av.VideoFrame) -> int:
-    return max(component.bits for component in frame.format.components)
-
-
-def _rgb(frame: av.VideoFrame, deep: bool) -> Pixels:
-    """(H, W, 3), uint8 or uint16."""
-    name = "rgb48le" if deep else "rgb24"
-    return cast(Pixels, frame.reformat(format=name, **_colours(frame)).to_ndarray())
-
-
-def _colours(frame: av.VideoFrame, back: bool = False) -> dict[str, Any]:
-    """The matrix and range that lead from the frame's YCbCr to RGB, or back."""
-    from av.video.reformatter import ColorRange, Colorspace, Interpolation
-
-    # Without the last two every trip through RGB would darken the picture by a level.
-    exact = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-    matrices = {
-        1: Colorspace.ITU709,
-        4: Colorspace.FCC,
-        7: Colorspace.SMPTE240M,
-        9: Colorspace.BT2020,
-        10: Colorspace.BT2020,
-    }
-    unknown = 2
-    guessed = Colorspace.ITU709 if frame.height >= HD_HEIGHT else Colorspace.ITU601
-    tag = int(frame.colorspace)
-    matrix = guessed if tag == unknown else matrices.get(tag, Colorspace.ITU601)
-    full = int(frame.color_range) == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-    span = ColorRange.JPEG if full else ColorRange.MPEG
-    source, target = (ColorRange.JPEG, span) if back else (span, ColorRange.JPEG)
-    return {
-        "src_colorspace": matrix,
-        "dst_colorspace": matrix,
-        "src_color_range": source,
-        "dst_color_range": target,
-        "interpolation": int(exact),
-    }
-
-
-def _pixel_format(stream: Any, frame: av.VideoFrame, width: int, height: int) -> str:
-    """The encoder's format nearest to the frame's: same depth, same or finer colour."""
-    kind = frame.format
-    sampling = "420"
-    if kind.is_rgb or kind.chroma_width() == kind.width:
-        sampling = "444" if len(kind.components) >= 3 else "420"
-    elif kind.chroma_height() == kind.height:
-        sampling = "422"
-    if (width % 2 and sampling != "444") or (height % 2 and sampling == "420"):
-        sampling = "444"  # halves of odd sides would cost a row or column
-    depth = _depth(frame)
-    deep = (10, 12, 16)
-    # The nearest that is enough, else the deepest there is.
-    bits = [d for d in deep if d >= depth] + [d for d in reversed(deep) if d < depth]
-    endings = [f"p{d}le" for d in bits] if depth > 8 else []
-    held = {format.name for format in stream.codec.video_formats or ()}
-    wanted = [f"yuv{s}{e}" for e in (*endings, "p") for s in (sampling, "444", "420")]
-    return next(name for name in wanted if name in held)
 
 
 def _titles(metadata: dict[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,12 +131,11 @@ class _WandB:
             raise ImportError(
                 "log.wandb needs Weights & Biases: pip install 'clipweather_fast[wandb]'"
             ) from error
-        name = folder.resolve().name
         self._run = wandb.init(
             project=project,
             dir=str(folder),
-            name=name,
-            id=name,
+            name=folder.resolve().name,
+            id=_identity(folder / "wandb-id.txt"),
             resume="allow",
             config=dict(config),
         )
@@ -145,3 +145,14 @@ class _WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _identity(path: Path) -> str:
+    """The run's name among all of its project, made once.
+
+    Not that of its folder: others have one of that name elsewhere, and would go on with this run.
+    """
+    if not path.exists():
+        with written_aside(path) as file:
+            file.write(secrets.token_hex(8).encode())
+    return path.read_text(encoding="utf-8").strip()

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from clipweather_fast.cli import app
 from clipweather_fast.clip import TextFeatures
-from clipweather_fast.models import list_models
+from clipweather_fast.models import create_model, list_models
 from clipweather_fast.restore import Restorer
-from command import clipweather, words
+from command import here, words
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def test_pictures_get_probabilities_and_bad_ones_a_name(
     folder.mkdir()
     Image.effect_noise((40, 30), 60).save(folder / "a\nb.png")
     (folder / "c.png").write_text("no picture")
-    done = clipweather("classify", folder, "-n", checkpoint, "--text", text, "--json")
-    assert done.returncode == 1
+    done = here("classify", folder, "-n", checkpoint, "--text", text, "--json")
+    assert done.exit_code == 1
     assert done.stderr.startswith(f"{folder}/c.png: ")
     found = json.loads(done.stdout)
     assert found["input"] == str(folder / "a\nb.png")
@@ -55,26 +55,57 @@ def test_pictures_get_probabilities_and_bad_ones_a_name(
 
 def test_without_text_features_nothing_is_guessed(checkpoint: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    arguments = ["classify", str(tmp_path / "a.png"), "-n", str(checkpoint)]
-    result = CliRunner().invoke(app, arguments)
+    result = here("classify", tmp_path / "a.png")
     assert result.exit_code == 2
-    assert "'--model' / '-n'" in words(result.output)
-    assert "--text" in words(result.output)
+    assert result.stdout == ""
+    assert result.stderr.startswith(
+        "clipweather classify: clipweather_tiny cannot name the weather: its weights come without "
+        "CLIP's features of the weathers"
+    )
+    assert result.stderr.count("\n") == 1
+    for option in ("--model", "--text"):
+        assert option in result.stderr
+    for python in ("Restorer", "restorer.", "clipweather_fast.clip", "Usage"):
+        assert python not in result.stderr
+    arguments = ["classify", str(tmp_path / "a.png"), "-n", str(checkpoint)]
+    result = here(*arguments)
+    assert result.exit_code == 2
+    assert f"{checkpoint} cannot name the weather: its weights come without" in result.stderr
     result = CliRunner().invoke(app, [*arguments, "--text", str(tmp_path / "a.png")])
     assert result.exit_code == 2
     assert "is not a file of text features" in words(result.output)
 
 
+def test_a_network_without_a_prior_and_features_of_another_are_said_so(
+    checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    plain = create_model("transweather", dims=(8, 16, 16, 32), depths=(1, 1, 1, 1))
+    plain.save_pretrained(tmp_path / "plain")
+    result = here("classify", tmp_path / "a.png", "-n", tmp_path / "plain", "--text", text)
+    assert result.exit_code == 2
+    assert "it has no weather prior" in result.stderr
+    other = tmp_path / "other.safetensors"
+    TextFeatures(torch.eye(3)).save(other)
+    result = here("classify", tmp_path / "a.png", "-n", checkpoint, "--text", other)
+    assert result.exit_code == 2
+    assert f"{other} do not belong to {checkpoint}" in result.stderr
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_a_picture_for_which_memory_does_not_suffice_is_named(
-    error: Exception, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise error
+    classify = Restorer.classify
+
+    def fail(self: Restorer, picture: object) -> object:
+        if isinstance(picture, Path):
+            raise error
+        return classify(self, picture)
 
     monkeypatch.setattr(Restorer, "classify", fail)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    result = CliRunner().invoke(app, ["classify", str(tmp_path / "a.png"), "-n", str(checkpoint)])
+    result = here("classify", tmp_path / "a.png", "-n", checkpoint, "--text", text)
     assert result.exit_code == 1
     assert result.output.startswith(f"{tmp_path / 'a.png'}: {type(error).__name__}")
 

@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     for place in ("input", "gt"):
         (folder / "snow" / place).mkdir(parents=True)
     clear = data.chelsea()[:128, :160]
-    for number in range(60):
+    for number in range(40):
         Image.fromarray(clear).save(folder / f"snow/gt/{number}.png")
         Image.fromarray(in_snow(clear, number)).save(folder / f"snow/input/{number}.png")
     options = ["eval", str(folder), "-n", str(checkpoint), "-o", str(out), "--processes", "1"]
@@ -164,8 +164,8 @@ def test_a_killed_run_goes_on(checkpoint: Path, tmp_path: Path) -> None:
             assert b"the same command goes on from there" in errors
             assert b"Traceback" not in errors
     assert not (out / "summary.json").exists()
-    done = clipweather(*options)
-    assert done.returncode == 0, done.stderr
+    done = run(*options[1:])
+    assert done.exit_code == 0, done.stderr
     assert "known from before" in done.stderr
     whole = run(*options[1:-3], tmp_path / "whole", *options[-2:])
     assert whole.exit_code == 0, whole.stderr

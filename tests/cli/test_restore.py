@@ -21,7 +21,7 @@ from clipweather_fast.cli import app
 from clipweather_fast.cli._stopping import stoppable
 from clipweather_fast.cli.restore import Run
 from clipweather_fast.restore import Restorer, read_picture
-from command import COMMAND, clipweather, in_snow, is_whole, words
+from command import COMMAND, clipweather, here, in_snow, is_whole, words
 
 data = pytest.importorskip("skimage.data", reason="scikit-image brings the photographs")
 datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn brings the photographs")
@@ -115,9 +115,8 @@ def test_hostile_files_are_named_and_the_rest_go_on(checkpoint: Path, tmp_path: 
     (folder / "blocked.png").write_bytes(content)
     (out / "blocked.png").mkdir(parents=True)  # where the output should go
 
-    done = clipweather("restore", folder, "-o", out, "-n", checkpoint)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
+    done = here("restore", folder, "-o", out, "-n", checkpoint)
+    assert done.exit_code == 1
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("4 restored, 7 failed (")
     bad = {
@@ -141,48 +140,72 @@ def test_hostile_files_are_named_and_the_rest_go_on(checkpoint: Path, tmp_path: 
         assert image.mode == "CMYK"
 
 
+def test_what_is_left_out_and_pages_are_said_by_name(checkpoint: Path, tmp_path: Path) -> None:
+    folder, out, report = tmp_path / "in", tmp_path / "out", tmp_path / "report.json"
+    folder.mkdir()
+    photograph = Image.fromarray(in_snow(data.rocket()[:60, :80]))
+    photograph.save(folder / "phone.jpg", "MPO", save_all=True, append_images=[photograph])
+    photograph.save(folder / "scan.tif", save_all=True, append_images=[photograph])
+    photograph.save(folder / "whole.png")
+    done = here("restore", folder, "-o", out, "-n", checkpoint, "--json", report)
+    assert done.exit_code == 1
+    assert f"{folder}/phone.jpg: left out 1 more picture behind the first" in done.stderr
+    assert f"{folder}/scan.tif: holds 2 pages; split it into files of one picture" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("2 restored, 1 of them without all that their files hold, 1 failed (")
+    found = {Path(one["input"]).name: one for one in json.loads(report.read_text())["pictures"]}
+    assert "more picture" in found["phone.jpg"]["left_out"]
+    assert found["whole.png"]["left_out"] is None
+    assert "2 pages" in found["scan.tif"]["error"]
+
+
 # ---- killed --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("killer", [signal.SIGINT, signal.SIGKILL])
-def test_a_killed_run_leaves_whole_files_and_goes_on(
-    killer: signal.Signals, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_leaves_whole_files_and_goes_on(checkpoint: Path, tmp_path: Path) -> None:
+    """Killed, then interrupted where it went on, then left in peace."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     large = np.tile(data.astronaut(), (2, 1, 1))
     for number in range(16):
         Image.fromarray(np.roll(large, 7 * number, axis=1)).save(folder / f"{number:02}.bmp")
-    command = [*COMMAND, "restore", str(folder), "-o", str(out), "-n", str(checkpoint)]
-    command += ["--ext", "png", "--device", "cpu"]
+    arguments = ["restore", str(folder), "-o", str(out), "-n", str(checkpoint)]
+    arguments += ["--ext", "png", "--device", "cpu", "--skip-existing"]
+    left: list[Path] = []
+    for killer in (signal.SIGKILL, signal.SIGINT):
+        before = {path.name: path.stat().st_ino for path in left}
+        said, code = killed([*COMMAND, *arguments], killer, out, len(before) + 3)
+        left = pictures(out)
+        assert len(before) + 3 <= len(left) < 16
+        assert all(is_whole(path) for path in left)
+        # Nothing else is there, except where a file system has no files without names.
+        assert {path.suffix for path in out.iterdir()} <= {".png", ".part"}
+        assert {name: (out / name).stat().st_ino for name in before} == before
+    assert code == 130
+    assert "interrupted: " in said
+    assert "Traceback" not in said
+    before = {path.name: path.stat().st_ino for path in left}
+    done = here(*arguments)
+    assert done.exit_code == 0, done.stderr
+    assert f"{16 - len(left)} restored, {len(left)} skipped" in done.stderr
+    assert len(pictures(out)) == 16
+    assert {name: (out / name).stat().st_ino for name in before} == before
+
+
+def killed(command: list[str], killer: signal.Signals, out: Path, count: int) -> tuple[str, int]:
+    """What a command said that was killed once so many pictures were there, and its exit code."""
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + 60
-            while len(pictures(out)) < 3:
+            while len(pictures(out)) < count:
                 assert process.poll() is None, "it ended before it could be killed"
-                assert time.monotonic() < deadline, "nothing was written in a minute"
+                assert time.monotonic() < deadline, "little was written in a minute"
                 time.sleep(0.005)
             process.send_signal(killer)
             _, said = process.communicate(timeout=60)
         finally:
             process.kill()
-    left = pictures(out)
-    assert 3 <= len(left) < 16
-    assert all(is_whole(path) for path in left)
-    # Nothing else is there, except where a file system has no files without names.
-    assert {path.suffix for path in out.iterdir()} <= {".png", ".part"}
-    if killer == signal.SIGINT:
-        assert process.returncode == 130
-        assert "interrupted: " in said
-        assert "Traceback" not in said
-        assert len(left) == len(list(out.iterdir()))
-
-    before = {path.name: path.stat().st_ino for path in left}
-    done = clipweather(*command[len(COMMAND) :], "--skip-existing")
-    assert done.returncode == 0, done.stderr
-    assert f"{16 - len(left)} restored, {len(left)} skipped" in done.stderr
-    assert len(pictures(out)) == 16
-    assert {name: (out / name).stat().st_ino for name in before} == before
+    return said, process.returncode
 
 
 def pictures(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -12,18 +13,18 @@ import pytest
 from typer.testing import CliRunner
 
 from clipweather_fast.cli import app
-from command import COMMAND, clipweather, words
+from command import COMMAND, here, words
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
 
-def make(path: Path, frames: int, size: tuple[int, int]) -> Path:
+def make(path: Path, frames: int, size: tuple[int, int], sound: str = "aac") -> Path:
     """A video of slowly moving bands, with sound."""
     y, x = np.mgrid[: size[1], : size[0]]
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
         video.width, video.height, video.pix_fmt = *size, "yuv420p"
-        audio = container.add_stream("aac", rate=48000, layout="mono")
+        audio = container.add_stream(sound, rate=48000, layout="mono")
         for number in range(frames):
             bands = np.stack([(x + number) % 256, y % 256, (x + y) % 256], axis=-1)
             frame = av.VideoFrame.from_ndarray(bands.astype(np.uint8), format="rgb24")
@@ -39,12 +40,44 @@ def make(path: Path, frames: int, size: tuple[int, int]) -> Path:
 def test_a_video_is_restored(checkpoint: Path, tmp_path: Path) -> None:
     source = make(tmp_path / "a drive.mp4", 12, (96, 64))
     (tmp_path / "clear").mkdir()
-    done = clipweather("video", source, "-o", tmp_path / "clear", "-n", checkpoint, "--crf", "30")
-    assert done.returncode == 0, done.stderr
+    done = here("video", source, "-o", tmp_path / "clear", "-n", checkpoint, "--crf", "30")
+    assert done.exit_code == 0, done.stderr
     assert "12 frames, 1 priors (" in done.stderr
     with av.open(str(tmp_path / "clear" / "a drive.mp4")) as container:
         assert [stream.type for stream in container.streams] == ["video", "audio"]
         assert sum(1 for _ in container.decode(video=0)) == 12
+
+
+def test_a_damaged_recording_is_restored_and_named(checkpoint: Path, tmp_path: Path) -> None:
+    source = make(tmp_path / "a.ts", 30, (64, 48), sound="mp2")
+    content = source.read_bytes()
+    half = len(content) // 376 * 188
+    source.write_bytes(content[:half] + content[half + 188 * 60 :])
+    target = tmp_path / "b.mp4"
+    done = here("video", source, "-o", target, "-n", checkpoint)
+    assert done.exit_code == 1
+    found = re.search(
+        r"a\.ts is damaged: (\d+) frames are missing, (\d+) packets or frames are broken; "
+        r".*b\.mp4 has the rest\n$",
+        done.stderr,
+    )
+    assert found, done.stderr
+    missing, broken = map(int, found.groups())
+    assert missing + broken > 0
+    with av.open(str(target)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 30 - missing
+
+
+def test_transparency_is_said_to_be_left_out(checkpoint: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a.mkv"
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "bgra"
+        container.mux(video.encode(av.VideoFrame(64, 48, "bgra")))
+        container.mux(video.encode())
+    done = here("video", source, "-o", tmp_path / "b.mkv", "-n", checkpoint)
+    assert done.exit_code == 0, done.stderr
+    assert f"{source}: its transparency was left out" in done.stderr
 
 
 def test_an_interrupted_run_leaves_no_video(checkpoint: Path, tmp_path: Path) -> None:

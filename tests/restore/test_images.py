@@ -19,7 +19,7 @@ import PIL
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from clipweather_fast.restore import Picture, PictureError, images, read_picture, write_picture
 from clipweather_fast.restore.images import from_pil, side_by_side
@@ -398,6 +398,77 @@ def test_broken_metadata_does_not_stop_a_picture(tmp_path: Path) -> None:
         read_picture(path).save(tmp_path / "again.jpg")
 
 
+def xmp(orientation: int = 1, width: int = WIDTH, height: int = HEIGHT, more: str = "") -> bytes:
+    """What an editor writes: a rating, and sides and orientation in both of XMP's notations."""
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description xmp:Rating="4" '
+        f'tiff:ImageWidth="{width}" tiff:ImageLength="{height}" tiff:Orientation="{orientation}">'
+        f"<tiff:Orientation>{orientation}</tiff:Orientation><dc:title>Schnee in Köln{more}"
+        "</dc:title></rdf:Description></x:xmpmeta>"
+    ).encode()
+
+
+def with_xmp(path: Path, image: Image.Image, data: bytes) -> Path:
+    """A file with XMP data where its format keeps them."""
+    options: dict[str, Any] = {"xmp": data}
+    if path.suffix == ".png":
+        options = {"pnginfo": PngImagePlugin.PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", data.decode())
+    elif path.suffix == ".tif":
+        options = {"tiffinfo": {700: data}}
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
+def test_what_editors_wrote_comes_through_into_every_format(ending: str, tmp_path: Path) -> None:
+    source = with_xmp(tmp_path / f"a.{ending}", smooth(), xmp())
+    picture = read_picture(source)
+    assert picture.xmp == xmp()
+    for target in ("png", "jpg", "tif", "webp"):
+        picture.save(tmp_path / f"again.{target}")
+        with Image.open(tmp_path / f"again.{target}") as image:
+            assert image.info["xmp"] == xmp(), target
+    assert picture.to_pil().info["xmp"] == xmp()
+
+
+@pytest.mark.parametrize(
+    "name", ["palette.png", "palette.tif", "bilevel.tif", "deep.png", "deep.tif"]
+)
+def test_what_editors_wrote_comes_through_every_writer(name: str, tmp_path: Path) -> None:
+    picture = deep_picture(3) if name.startswith("deep") else read_picture(saved(tmp_path, name))
+    dataclasses.replace(picture, xmp=xmp()).save(tmp_path / name)
+    again = read_picture(tmp_path / name)
+    assert again.xmp == xmp()
+    np.testing.assert_array_equal(again.pixels, picture.pixels)
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(3, False), (6, True)])
+def test_what_editors_wrote_speaks_of_the_upright_picture(
+    orientation: int, turned: bool, tmp_path: Path
+) -> None:
+    data = xmp(orientation)
+    for name, also in (("a.jpg", exif(orientation)), ("b.jpg", None)):  # Pillow looks in both
+        options = {} if also is None else {"exif": also}
+        smooth().save(tmp_path / name, xmp=data, **options)
+        picture = read_picture(tmp_path / name)
+        assert (picture.width, picture.height) == ((HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT))
+        assert picture.xmp is not None
+        assert picture.xmp.count(b'tiff:Orientation="1"') == 1
+        assert picture.xmp.count(b"<tiff:Orientation>1<") == 1
+        first, second = (HEIGHT, WIDTH)[:: 1 if turned else -1]
+        for side, pixels in (("ImageWidth", first), ("ImageLength", second)):
+            assert f'tiff:{side}="{pixels}"'.encode() in picture.xmp
+
+
+def test_more_xmp_than_jpeg_holds_is_left_out_of_it_alone(tmp_path: Path) -> None:
+    picture = dataclasses.replace(from_pil(smooth()), xmp=xmp(more="x" * 70_000))
+    picture.save(tmp_path / "a.jpg")
+    assert read_picture(tmp_path / "a.jpg").xmp is None
+    picture.save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").xmp == picture.xmp
+
+
 # ---- other formats than the file came in -------------------------------------------------------
 
 
@@ -515,7 +586,7 @@ WORDS = {
     "short.png": "cannot be decoded",
     "short.jpg": "cannot be decoded: .*truncated",
     "short.tif": "cannot be decoded|not a picture",
-    "many.gif": "holds 2 frames; take one with",
+    "many.gif": "holds 2 frames; split it into files of one picture",
     "floats.tif": "is of a kind|samples are of a kind",
     "large.png": r"20000 x 10000 pixels, more than the limit of 150,000,000; .*CLIPWEATHER_MAX",
     "bits.png": "not a picture",
@@ -600,6 +671,32 @@ def test_the_limit_of_pixels_is_not_read_while_another_thread_has_it_lifted(
     lowered.set()
     thread.join(20)
     assert seen == [None]
+
+
+def test_pages_are_refused_by_their_number_and_smaller_copies_are_not_pages(tmp_path: Path) -> None:
+    path = tmp_path / "pages.tif"
+    first, second = noise(3), np.ascontiguousarray(noise(3)[::2, ::2])
+    for kind, several in ((0, True), (1, False)):
+        with tifffile.TiffWriter(path) as file:
+            file.write(first, photometric="rgb")
+            file.write(second, photometric="rgb", subfiletype=kind)
+        if several:
+            with pytest.raises(PictureError, match="holds 2 pages; split it into files of one"):
+                read_picture(path)
+        else:
+            np.testing.assert_array_equal(read_picture(path).pixels, first)
+        np.testing.assert_array_equal(read_picture(path, frame=1).pixels, second)
+
+
+def test_what_lies_behind_a_jpeg_is_named(tmp_path: Path) -> None:
+    more = [smooth().rotate(90), smooth().rotate(180)]
+    smooth().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=more)
+    picture = read_picture(tmp_path / "a.jpg")
+    assert (picture.format, picture.width) == ("JPEG", WIDTH)
+    assert picture.left_out is not None
+    assert picture.left_out.startswith("2 more pictures behind the first")
+    smooth().save(tmp_path / "b.jpg")
+    assert read_picture(tmp_path / "b.jpg").left_out is None
 
 
 def test_a_frame_of_several_can_be_taken(tmp_path: Path) -> None:

@@ -36,16 +36,27 @@ def launched(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_two_processes_are_one_on_the_same_batches(tmp_path: Path, sharding: str) -> None:
+@pytest.mark.parametrize(
+    ("sharding", "precision", "apart", "reported"),
+    [
+        ("none", "float32", 2e-6, 1e-4),
+        ("fsdp", "float32", 2e-6, 1e-4),
+        # Two processes round sums of gradients at other places than one: 4e-6 on this network.
+        ("fsdp", "bfloat16", 2e-5, 1e-2),
+    ],
+)
+def test_two_processes_are_one_on_the_same_batches(
+    tmp_path: Path, sharding: str, precision: str, apart: float, reported: float
+) -> None:
     photographs(tmp_path / "photographs")
     held_out = {**SAME["data"], "validation_clean": [str(tmp_path / "photographs")]}
     sections = {**SAME, "data": {**held_out, "validation_pictures": 3}}
+    sections["run"] = {**SAME["run"], "precision": precision}
     one = configuration(tmp_path, **sections)
     assert trainer_of(one).fit().finished
     path = tmp_path / "two.yaml"
     output = tmp_path / "two"
-    run = {**SAME["run"], "output": str(output), "sharding": sharding}
+    run = {**sections["run"], "output": str(output), "sharding": sharding}
     path.write_text(yaml.safe_dump(settings(tmp_path, **{**sections, "run": run})))
     done = launched(path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -58,13 +69,13 @@ def test_two_processes_are_one_on_the_same_batches(tmp_path: Path, sharding: str
     for name, tensor in RestorationTask(begin).student.state_dict().items():
         moved = max(moved, float((expected[f"student/{name}"] - tensor).abs().max()))
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-6, msg=name)
-    assert moved > 1e-4  # a hundred times what is let pass
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=apart, msg=name)
+    assert moved > 50 * apart
     logs = [read_log(folder / "log.jsonl") for folder in (tmp_path / "run", output)]
     for a, b in zip(*logs, strict=True):
         assert (a["kind"], a["step"]) == (b["kind"], b["step"])
         name = "loss" if a["kind"] == "train" else "psnr"
-        assert b[name] == pytest.approx(a[name], rel=1e-4)
+        assert b[name] == pytest.approx(a[name], rel=reported)
     weights = dict(pretrained(output / "model").named_parameters())
     for name, tensor in pretrained(tmp_path / "run" / "model").named_parameters():
-        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=2e-6, msg=name)
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=apart, msg=name)
