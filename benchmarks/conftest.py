@@ -207,7 +207,8 @@ def pictured(request: pytest.FixtureRequest) -> Any:
         pytest.skip("no CUDA device")
 
     def measure(case: Any) -> None:
-        sides = picture_contest.AS_PEOPLE_RUN if run.suffix else case.sides
+        sides = request.module.sides(case, run.settings.scope)
+        sides = picture_contest.AS_PEOPLE_RUN if run.suffix else sides
         kept = tuple(s for s in sides if run.settings.compile or not s.startswith("compile"))
         limited, most = replace(case, sides=kept), run.settings.rounds[1]
         try:

@@ -400,7 +400,13 @@ def test_the_pictures_cases_are_told_apart() -> None:
         assert len(set(names)) == len(names)
         assert {case.scope for case in cases} == {"quick", "headline", "full"}
         assert all(case.sides and case.limit > 0 for case in cases)
-    assert any(bench_pictures.second_look(case) for case in bench_pictures.cases("cpu"))
+    cases = bench_pictures.cases("cpu")
+    assert any(bench_pictures.second_look(case) for case in cases)
+    for scope, most in (("headline", 2), ("full", 20)):
+        run = [case for case in cases if scope == "full" or case.scope == scope]
+        sides = [side for case in run for side in bench_pictures.sides(case, scope)]
+        assert "openvino" in sides
+        assert 0 < sum(side.startswith("compile") for side in sides) <= most
 
 
 def test_a_trace_names_operators_and_their_share_of_the_roof() -> None:

@@ -56,6 +56,15 @@ def topic(case: PictureCase) -> str:
     return f"{TOPIC}_{case.size.network}{compiled}"
 
 
+def sides(case: PictureCase, scope: str) -> tuple[str, ...]:
+    """Who takes part in a run of a scope: on a CPU compiling takes a minute, tuning two."""
+    if scope == "full" or case.size.name.endswith(COMPILING):
+        return case.sides
+    compiled = (case.size.network, case.dtype) == (BASE, torch.float32)
+    kept = ("compile",) if compiled else ()
+    return tuple(side for side in case.sides if side in kept or not side.startswith("compile"))
+
+
 def second_look(case: PictureCase) -> bool:
     """With glibc's allocator as it comes: the full network and the field's as people run them."""
     return (case.size.network, case.size.n) == (BASE, 1) and not case.size.given_prior
