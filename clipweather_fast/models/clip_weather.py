@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clipweather_fast.models._conv_decoder import ConvDecoder, Detail
 from clipweather_fast.models._encoder import Encoder, ResidualPlace
+from clipweather_fast.models._frozen import frozen_form
 from clipweather_fast.models._frozen_prior import FrozenPrior, built_encoder
 from clipweather_fast.models._prior_embedding import PriorEmbedding, PriorHead
 from clipweather_fast.models.config import ClipWeatherConfig
@@ -88,8 +89,12 @@ class ClipWeather(RestorationNetwork):
     def restored(
         self, picture: Tensor, prior: Tensor | None, residuals: list[Tensor] | None
     ) -> Tensor:
+        projected = self._projected(prior, picture.shape[0])
+        form = None if residuals is not None else frozen_form(self, picture, projected)
+        if form is not None:
+            return form.restored(picture, projected)
         stages = self.encoder(picture, residuals)
-        deepest = self.prior_embedding(stages[3], self._projected(prior, picture.shape[0]))
+        deepest = self.prior_embedding(stages[3], projected)
         features = self.decoder.features(stages, deepest)
         if self.config.detail_channels:
             features = self.detail(features, picture)

@@ -84,11 +84,14 @@ class ConvMlp(nn.Module):
             ValueError: if ``x`` is not (N, H·W, dim).
         """
         check(type(self).__name__, x, H, W)
-        z = as_image(self.fc1(x), H, W)
+        return self._project(self._between(as_image(self.fc1(x), H, W)))
+
+    def _between(self, z: Tensor) -> Tensor:
+        """What is between the Linear layers, (N, hidden, H, W) to the same."""
         if observed(self.dwconv, self.static, self.act):
-            return self._project(self.act(self.dwconv(z)))
-        z = ops.depthwise_conv2d(z, self.static.weight, self.static.bias, activation="gelu")
-        return self._project(z)
+            filtered: Tensor = self.act(self.dwconv(z))
+            return filtered
+        return ops.depthwise_conv2d(z, self.static.weight, self.static.bias, activation="gelu")
 
     def _project(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.drop(self.fc2(self.drop(as_tokens(hidden))))

@@ -114,15 +114,23 @@ class SARFFN(ConvMlp):
         """
         check(type(self).__name__, x, H, W)
         z = as_image(self.fc1(x), H, W)
-        if self.arrangement == "sequential" or self.sar.per_channel or self._observed():
-            hidden, residual = self._in_steps(z)
-            y = self._project(hidden)
-            return (y, residual) if return_residual else y
-        mixed = self._mixed(z, return_residual)
         if not return_residual:
-            return self._project(mixed)
-        hidden, residual = mixed
+            return self._project(self._between(z))
+        if self._stepwise():
+            hidden, residual = self._in_steps(z)
+            return self._project(hidden), residual
+        hidden, residual = self._mixed(z, return_residual)
         return self._project(hidden), residual if self.sign > 0 else -residual
+
+    def _between(self, z: Tensor) -> Tensor:
+        if self._stepwise():
+            return self._in_steps(z)[0]
+        mixed: Tensor = self._mixed(z, False)
+        return mixed
+
+    def _stepwise(self) -> bool:
+        """Whether no one operator computes this variant, or somebody listens to its layers."""
+        return self.arrangement == "sequential" or self.sar.per_channel or self._observed()
 
     def _mixed(self, z: Tensor, return_residual: bool) -> Any:
         """What is between the Linear layers, and R times the sign if wanted: one operator."""

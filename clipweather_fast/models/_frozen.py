@@ -1,0 +1,157 @@
+"""When a network computes in its frozen form, and keeping that form in step with the network.
+
+The form is built on the first call that can use it and kept beside the network, not in it: it is in
+no state dict, copy or pickle, and goes when the network goes. Every call compares what the form was
+built from with what is there now: a weight that was changed or exchanged, a layer that was replaced
+builds it anew; a hook, a layer of another class, a mode of PyTorch that wants to see every operator
+leave the call to the modules.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from clipweather_fast import modules
+from clipweather_fast.models import _blocks, _conv_decoder, _encoder, _prior_embedding
+from clipweather_fast.models._conv_decoder import Up
+from clipweather_fast.ops import _native
+from clipweather_fast.ops._backends import requested_backend
+from clipweather_fast.ops._direct import dispatcher_idle
+
+if TYPE_CHECKING:
+    from clipweather_fast.models._frozen_network import FrozenNetwork
+    from clipweather_fast.models.network import RestorationNetwork
+
+__all__ = ["frozen_form"]
+
+_Key = tuple[Any, ...]
+_forms: WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[_Key, FrozenNetwork]]]
+_forms = WeakKeyDictionary()
+_building = Lock()
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+_OPERATORS = (
+    "_linear_pointwise",
+    "_reorder_linear_weight",
+    "_convolution_pointwise",
+    "_convolution_pointwise_",
+)
+
+
+def frozen_form(
+    network: RestorationNetwork, picture: Tensor, prior: Tensor | None
+) -> FrozenNetwork | None:
+    """The form that computes what ``network.restored(picture, prior)`` does, or None.
+
+    Args:
+        network: of a class of this package.
+        picture: the padded and normalised picture.
+        prior: projected; None: there is none.
+    """
+    dtype = _precision()
+    if dtype is None or torch.is_grad_enabled() or picture.device.type != "cpu":
+        return None
+    if picture.dtype != torch.float32 or not dispatcher_idle((picture, prior)):
+        return None
+    if requested_backend() not in ("auto", "cpu") or _why_not(dtype) is not None:
+        return None
+    key = _key(network)
+    if key is None:
+        return None
+    with _building:
+        forms = _forms.setdefault(network, {})
+        known = forms.get(dtype)
+        if known is not None and known[0] == key:
+            return known[1]
+        from clipweather_fast.models._frozen_network import FrozenNetwork
+
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            form = FrozenNetwork(network, dtype)
+        forms[dtype] = (key, form)
+        return form
+
+
+def _precision() -> torch.dtype | None:
+    """What the layers would multiply in now; None: something that no form is made for."""
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.float32
+    dtype = torch.get_autocast_dtype("cpu")
+    return dtype if dtype == torch.bfloat16 else None
+
+
+@cache
+def _why_not(dtype: torch.dtype) -> str | None:
+    """Why this installation has no form of a precision."""
+    reason = _native.why_not_loaded()
+    if reason is not None:
+        return reason
+    if not torch.backends.mkldnn.is_available():
+        return "PyTorch was built without oneDNN"
+    missing = [name for name in _OPERATORS if not hasattr(torch.ops.mkldnn, name)]
+    if missing:
+        return f"this version of PyTorch has no mkldnn::{missing[0]}"
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "this processor multiplies bfloat16 more slowly than float32"
+    return None
+
+
+@cache
+def _known_classes() -> frozenset[type[nn.Module]]:
+    """The classes of the networks' parts. An instance of a subclass may compute anything."""
+    from clipweather_fast.models.clip_weather import ClipWeather
+    from clipweather_fast.models.transweather import QueryAttention, QueryDecoder, TransWeather
+
+    return frozenset(
+        {
+            *(ClipWeather, TransWeather, QueryAttention, QueryDecoder),
+            *(modules.ConvMlp, modules.EfficientAttention, modules.SARConv2d, modules.SARFFN),
+            *(_blocks.Block, _blocks.DropPath, _blocks.PatchEmbed, _encoder.Encoder),
+            *(_conv_decoder.Conv, _conv_decoder.ConvDecoder, _conv_decoder.Detail, Up),
+            _conv_decoder.Residual,
+            *(_prior_embedding.PriorAttention, _prior_embedding.PriorEmbedding),
+            _prior_embedding.PriorHead,
+            *(nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.LayerNorm, nn.Dropout, nn.Identity),
+            *(nn.GELU, nn.ReLU, nn.Tanh, nn.ModuleList, nn.Sequential),
+        }
+    )
+
+
+def _key(network: nn.Module) -> _Key | None:
+    """What a form depends on: the layers and the state of their weights; None: there can be none.
+
+    The prior encoder is no part of a form. It has computed before, by its own call.
+    """
+    if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
+        return None
+    if not torch.backends.mkldnn.enabled:  # type: ignore[attr-defined]
+        return None
+    known, found = _known_classes(), []
+    pending: list[nn.Module] = [network]
+    while pending:
+        layer = pending.pop()
+        state = layer.__dict__
+        if type(layer) not in known or state["training"] or "forward" in state:
+            return None
+        if any(state[name] for name in _HOOKS):
+            return None
+        found.append(id(layer))
+        for weight in state["_parameters"].values():
+            if weight is None:
+                continue
+            if weight.dtype != torch.float32 or weight.is_inference():
+                return None  # those that inference mode made have no version
+            found += (weight.data_ptr(), weight._version)
+        pending += (
+            child
+            for name, child in state["_modules"].items()
+            if child is not None and name != "prior_encoder"
+        )
+    return tuple(found)

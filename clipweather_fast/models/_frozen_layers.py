@@ -1,0 +1,148 @@
+"""Layers in the form a finished network computes with: packed weights, one precision, no autograd.
+
+Tokens (N, L, C) and images (N, C, H, W) are dense and channels-last. ``dtype`` is what the layers
+multiply in, float32 or bfloat16; the residual stream of the blocks stays in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipweather_fast.ops import _native
+
+__all__ = ["FrozenConv", "FrozenLinear", "FrozenNorm", "FrozenUp", "residual_norm"]
+
+NOTHING = (0, 0, 0.0)
+
+
+class FrozenLinear:
+    """A Linear layer whose weight lies as oneDNN multiplies with it.
+
+    Against PyTorch's own call, which packs the weight anew each time: 1.05 to 1.25 times as fast in
+    float32 and bfloat16 alike.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        weight = weight.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.out_features = weight.shape[0]
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+
+    @classmethod
+    def of(cls, layer: nn.Linear, dtype: torch.dtype) -> FrozenLinear:
+        """The frozen form of a layer."""
+        return cls(layer.weight, layer.bias, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return y
+
+
+class FrozenNorm:
+    """A layer normalisation's parameters in float32."""
+
+    def __init__(self, layer: nn.LayerNorm) -> None:
+        self.weight = layer.weight.detach().float().contiguous()
+        self.bias = layer.bias.detach().float().contiguous()
+        self.native = (self.weight.data_ptr(), self.bias.data_ptr(), layer.eps)
+
+
+def residual_norm(
+    branch: Tensor,
+    residual: Tensor | None,
+    after: FrozenNorm | None,
+    dtype: torch.dtype,
+    *,
+    before: FrozenNorm | None = None,
+    keep: bool = True,
+) -> tuple[Tensor | None, Tensor | None]:
+    r"""What lies between two layers of a block, in one pass over the tokens.
+
+    .. math::
+        t &= \mathrm{residual} + \mathrm{LN}_{before}(\mathrm{branch}) \\
+        h &= \mathrm{LN}_{after}(t)
+
+    Args:
+        branch: (N, L, C), dense, float32 or bfloat16.
+        residual: (N, L, C) float32, dense; it is overwritten with t. None: zero.
+        after, before: None: there is no such normalisation.
+        dtype: of h.
+        keep: whether t is wanted.
+
+    Returns:
+        t in float32 and h, or None where they are not wanted or not defined.
+    """
+    total: Tensor | None = None
+    if keep:
+        total = torch.empty(branch.shape) if residual is None else residual
+    normed = None if after is None else torch.empty(branch.shape, dtype=dtype)
+    channels = branch.shape[-1]
+    _native.core().residual_norm_cpu(
+        branch.data_ptr(),
+        _native.DTYPE_CODES[branch.dtype],
+        _native.address(residual),
+        NOTHING if before is None else before.native,
+        NOTHING if after is None else after.native,
+        _native.address(total),
+        _native.address(normed),
+        _native.DTYPE_CODES[dtype],
+        branch.numel() // channels,
+        channels,
+        torch.get_num_threads(),
+    )
+    return total, normed
+
+
+class FrozenConv:
+    """A dense convolution with what follows it: ReLU, or the sum with an image.
+
+    Args:
+        layer: the convolution.
+        dtype: what it computes in.
+        factor: of its result.
+    """
+
+    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype, factor: float = 1.0) -> None:
+        weight, bias = layer.weight.detach() * factor, layer.bias
+        layout = torch.channels_last
+        self.weight = weight.to(dtype).contiguous(memory_format=layout)
+        self.bias = None if bias is None else (bias.detach() * factor).to(dtype)
+        self.geometry: tuple[Any, ...] = (
+            list(layer.padding),
+            list(layer.stride),
+            list(layer.dilation),
+            layer.groups,
+        )
+        self.dtype = dtype
+
+    def __call__(self, image: Tensor, activation: str = "none") -> Tensor:
+        """(N, C, H, W) to (N, C', H', W'), through ``"none"`` or ``"relu"``."""
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            image.to(self.dtype), self.weight, self.bias, *self.geometry, activation, [], ""
+        )
+        return y
+
+    def add_to(self, total: Tensor, image: Tensor) -> Tensor:
+        """``total`` (N, C', H', W'), to which the convolution of the image was added in place."""
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise_(
+            total, image, self.weight, self.bias, *self.geometry, "add", 1.0, None, [], ""
+        )
+        return y
+
+
+class FrozenUp:
+    """A transposed convolution."""
+
+    def __init__(self, layer: nn.ConvTranspose2d, dtype: torch.dtype) -> None:
+        self.weight = layer.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+        self.stride, self.padding = layer.stride, layer.padding
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', 2H, 2W)."""
+        return F.conv_transpose2d(image, self.weight, self.bias, self.stride, self.padding)

@@ -1,0 +1,392 @@
+"""A finished network in the form it is fastest in on the CPU: the same mathematics, fewer passes.
+
+Linear layers are packed, weights are cast once, what lies between layers is one pass, and the
+residual stream is kept in float32 whatever the layers multiply in. The parts mirror those of
+:mod:`._encoder`, :mod:`._prior_embedding`, :mod:`.transweather` and :mod:`._conv_decoder`, and are
+held to them by the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipweather_fast import ops
+from clipweather_fast.models._blocks import Block, PatchEmbed
+from clipweather_fast.models._conv_decoder import Conv, ConvDecoder, Detail, Residual, Up
+from clipweather_fast.models._encoder import Encoder
+from clipweather_fast.models._frozen_layers import (
+    FrozenConv,
+    FrozenLinear,
+    FrozenNorm,
+    FrozenUp,
+    residual_norm,
+)
+from clipweather_fast.models._prior_embedding import PriorAttention, PriorEmbedding
+from clipweather_fast.models.clip_weather import ClipWeather
+from clipweather_fast.models.network import RestorationNetwork
+from clipweather_fast.models.transweather import QueryAttention, QueryDecoder, TransWeather
+from clipweather_fast.modules import ConvMlp, EfficientAttention
+from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads
+from clipweather_fast.ops import _native
+
+__all__ = ["FrozenNetwork"]
+
+
+class FrozenNetwork:
+    """What :meth:`RestorationNetwork.restored` computes, on the CPU and without gradient.
+
+    It holds copies of the weights and never the network itself.
+
+    Args:
+        network: a :class:`ClipWeather` or :class:`TransWeather` as this package builds them.
+        dtype: what its layers multiply in: float32 or bfloat16.
+    """
+
+    def __init__(self, network: RestorationNetwork, dtype: torch.dtype) -> None:
+        self.dtype, self.config = dtype, network.config
+        self.encoder = FrozenEncoder(network.image_encoder, dtype)
+        detail: Detail | None = None
+        adds_picture = False
+        skeleton: PriorEmbedding | QueryDecoder
+        if isinstance(network, ClipWeather):
+            skeleton, decoder = network.prior_embedding, network.decoder
+            last = decoder.conv_output
+            adds_picture = network.config.residual_output
+            detail = network.detail if network.config.detail_channels else None
+        else:
+            assert isinstance(network, TransWeather)
+            skeleton, decoder, last = network.Tdec, network.convtail, network.clean
+        self.deepest = FrozenDeepest(skeleton, dtype)
+        self.decoder = FrozenDecoder(decoder, dtype)
+        self.tail = FrozenTail(decoder.convd1x, detail, last, adds_picture)
+
+    def restored(self, picture: Tensor, prior: Tensor | None) -> Tensor:
+        """As :meth:`RestorationNetwork.restored`, but with the projected prior."""
+        with torch.autocast("cpu", enabled=False):
+            return self._restored(picture, None if prior is None else prior.float())
+
+    def _restored(self, picture: Tensor, prior: Tensor | None) -> Tensor:
+        stages = self.encoder(picture)
+        deepest = self.deepest(stages[3], prior)
+        y = self.tail(self.decoder(stages, deepest), picture)
+        # Where the picture is added, the result is not rounded.
+        return y if self.tail.adds_picture else y.to(self.dtype)
+
+
+class FrozenEmbedding:
+    """A strided convolution; its normalisation is left to what follows."""
+
+    def __init__(self, embed: PatchEmbed, dtype: torch.dtype) -> None:
+        self.proj = FrozenConv(embed.proj, dtype)
+        self.norm = FrozenNorm(embed.norm)
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, int, int]:
+        image = self.proj(image)
+        tokens = as_tokens(image.contiguous(memory_format=torch.channels_last))
+        return tokens, image.shape[2], image.shape[3]
+
+
+class FrozenBlocks:
+    """Blocks one after the other and the normalisation behind them."""
+
+    def __init__(self, blocks: nn.ModuleList, last: nn.LayerNorm, dtype: torch.dtype) -> None:
+        own = [cast(Block, block) for block in blocks]
+        self.dtype = dtype
+        self.attentions = [_attention(block.attn, dtype) for block in own]
+        self.mlps = [FrozenMlp(block.mlp, dtype) for block in own]
+        self.norms = [(FrozenNorm(block.norm1), FrozenNorm(block.norm2)) for block in own]
+        self.last = FrozenNorm(last)
+
+    @property
+    def first(self) -> FrozenNorm:
+        """The normalisation before the blocks."""
+        return self.norms[0][0] if self.norms else self.last
+
+    def __call__(self, x: Tensor, h: Tensor, H: int, W: int, *prior: Tensor | None) -> Tensor:
+        """The stream x (N, L, C), which is overwritten, and its ``first`` norm, to the ``last``'s.
+
+        Both are of this class's ``dtype`` but x, which is float32.
+        """
+        following = [norm1 for norm1, _ in self.norms[1:]] + [self.last]
+        for attention, mlp, (_, norm2), after in zip(
+            self.attentions, self.mlps, self.norms, following, strict=True
+        ):
+            h = _normed(attention(h, H, W, *prior), x, norm2, self.dtype)
+            h = _normed(mlp(h, H, W), x, after, self.dtype, keep=after is not self.last)
+        return h
+
+
+def _normed(
+    branch: Tensor, x: Tensor, after: FrozenNorm, dtype: torch.dtype, *, keep: bool = True
+) -> Tensor:
+    """LN(x + branch); x becomes that sum unless it is not to be kept."""
+    h = residual_norm(branch, x, after, dtype, keep=keep)[1]
+    assert h is not None
+    return h
+
+
+class FrozenEncoder:
+    """Counterpart of :class:`Encoder`."""
+
+    def __init__(self, encoder: Encoder, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        get = encoder.get_submodule
+        stages = range(1, 5)
+        self.embeddings = [
+            FrozenEmbedding(cast(PatchEmbed, get(f"patch_embed{i}")), dtype) for i in stages
+        ]
+        self.blocks = [self._blocks(encoder, f"block{i}", f"norm{i}") for i in stages]
+        sides = stages[:3] if encoder.intra_patch else ()
+        self.side_embeddings = [
+            FrozenEmbedding(cast(PatchEmbed, get(f"mini_patch_embed{i}")), dtype) for i in sides
+        ]
+        self.side_blocks = [self._blocks(encoder, f"patch_block{i}", f"pnorm{i}") for i in sides]
+
+    def _blocks(self, encoder: Encoder, blocks: str, norm: str) -> FrozenBlocks:
+        own = cast(nn.ModuleList, encoder.get_submodule(blocks))
+        return FrozenBlocks(own, cast(nn.LayerNorm, encoder.get_submodule(norm)), self.dtype)
+
+    def __call__(self, image: Tensor) -> list[Tensor]:
+        """As :meth:`Encoder.forward`, features in ``dtype``."""
+        features: list[Tensor] = []
+        side: Tensor | None = None
+        for i, (embedding, blocks) in enumerate(zip(self.embeddings, self.blocks, strict=True)):
+            tokens, height, width = embedding(image)
+            x, h = residual_norm(tokens, side, blocks.first, self.dtype, before=embedding.norm)
+            assert x is not None
+            assert h is not None
+            if i < len(self.side_blocks):
+                side = self._side(i, as_image(x, height, width))
+            image = as_image(blocks(x, h, height, width), height, width)
+            features.append(image)
+        return features
+
+    def _side(self, i: int, embedded: Tensor) -> Tensor:
+        """What the intra-patch path adds to the next stage's tokens, float32."""
+        embedding, blocks = self.side_embeddings[i], self.side_blocks[i]
+        tokens, height, width = embedding(embedded)
+        x, h = residual_norm(tokens, None, blocks.first, self.dtype, before=embedding.norm)
+        assert x is not None
+        assert h is not None
+        return blocks(x, h, height, width).float()
+
+
+class FrozenAttention:
+    """Counterpart of :class:`EfficientAttention`."""
+
+    def __init__(self, attention: EfficientAttention, dtype: torch.dtype) -> None:
+        self.attention, self.dtype = attention, dtype
+        self.q = FrozenLinear.of(attention.q, dtype)
+        self.kv = FrozenLinear.of(attention.kv, dtype)
+        self.proj = FrozenLinear.of(attention.proj, dtype)
+        if attention.sr_ratio > 1:
+            # Windows laid out in rows, as `modules._tokens.reduced` lays them.
+            weight = attention.sr.weight.permute(0, 2, 3, 1).flatten(1)
+            self.sr = FrozenLinear(weight, attention.sr.bias, dtype)
+            self.norm = FrozenNorm(attention.norm)
+
+    def __call__(self, h: Tensor, H: int, W: int) -> Tensor:
+        heads = self.attention.num_heads
+        kv = by_heads(self.kv(self._reduced(h, H, W)), 2 * heads)
+        q = by_heads(self.q(h), heads)
+        out = ops.reduced_kv_attention(
+            q, kv[:, :, :heads], kv[:, :, heads:], scale=self.attention.scale
+        )
+        return self.proj(out.flatten(2))
+
+    def _reduced(self, h: Tensor, height: int, width: int) -> Tensor:
+        s = self.attention.sr_ratio
+        if s == 1:
+            return h
+        n, _, channels = h.shape
+        rows, columns = height // s, width // s
+        cut = h.view(n, height, width, channels)[:, : rows * s, : columns * s]
+        windows = cut.view(n, rows, s, columns, s, channels).transpose(2, 3)
+        tokens = self.sr(windows.reshape(n, rows * columns, -1))
+        normed = residual_norm(tokens, None, self.norm, self.dtype, keep=False)[1]
+        assert normed is not None
+        return normed
+
+
+class FrozenPriorAttention:
+    """Counterpart of :class:`PriorAttention`; the learned tokens' keys and values are constant."""
+
+    def __init__(self, attention: PriorAttention, dtype: torch.dtype) -> None:
+        self.attention, self.dtype = attention, dtype
+        self.q = FrozenLinear.of(attention.q, dtype)
+        self.proj = FrozenLinear.of(attention.proj, dtype)
+        self.own = attention.kv(attention.tokens).detach()
+
+    def __call__(self, h: Tensor, H: int, W: int, prior: Tensor | None) -> Tensor:
+        attention = self.attention
+        heads = attention.num_heads
+        kv = self.own.expand(h.shape[0], -1, -1)
+        if prior is not None:
+            shift = (attention.gamma * prior).unsqueeze(1)
+            if attention.fuse == "sum":
+                kv = kv + F.linear(shift, attention.kv.weight)
+            else:
+                kv = torch.cat([kv, attention.kv(shift)], 1)
+        kv = by_heads(kv.to(self.dtype), 2 * heads)
+        q = by_heads(self.q(h), heads)
+        out = ops.reduced_kv_attention(q, kv[:, :, :heads], kv[:, :, heads:])
+        return self.proj(out.flatten(2))
+
+
+class FrozenQueryAttention:
+    """Counterpart of :class:`QueryAttention`; the queries are constant."""
+
+    def __init__(self, attention: QueryAttention, dtype: torch.dtype) -> None:
+        self.attention = attention
+        self.kv = FrozenLinear.of(attention.kv, dtype)
+        self.proj = FrozenLinear.of(attention.proj, dtype)
+        self.q = attention.q(attention.task_query).detach().to(dtype)
+
+    def __call__(self, h: Tensor, H: int, W: int) -> Tensor:
+        heads = self.attention.num_heads
+        q = self.q.index_select(1, self.attention._nearest(h.shape[1]))
+        q = by_heads(q.expand(h.shape[0], -1, -1), heads)
+        kv = by_heads(self.kv(h), 2 * heads)
+        out = ops.reduced_kv_attention(q, kv[:, :, :heads], kv[:, :, heads:])
+        return self.proj(out.flatten(2))
+
+
+def _attention(attention: nn.Module, dtype: torch.dtype) -> Any:
+    if isinstance(attention, EfficientAttention):
+        return FrozenAttention(attention, dtype)
+    if isinstance(attention, PriorAttention):
+        return FrozenPriorAttention(attention, dtype)
+    assert isinstance(attention, QueryAttention)
+    return FrozenQueryAttention(attention, dtype)
+
+
+class FrozenMlp:
+    """Counterpart of :class:`ConvMlp` and its subclass SARFFN."""
+
+    def __init__(self, mlp: ConvMlp, dtype: torch.dtype) -> None:
+        self.mlp = mlp
+        self.fc1, self.fc2 = FrozenLinear.of(mlp.fc1, dtype), FrozenLinear.of(mlp.fc2, dtype)
+
+    def __call__(self, h: Tensor, H: int, W: int) -> Tensor:
+        mixed = self.mlp._between(as_image(self.fc1(h), H, W))
+        return self.fc2(as_tokens(mixed))
+
+
+class FrozenDeepest:
+    """Counterpart of :class:`PriorEmbedding` and :class:`QueryDecoder`, one skeleton."""
+
+    def __init__(self, skeleton: PriorEmbedding | QueryDecoder, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.embedding = FrozenEmbedding(skeleton.patch_embed1, dtype)
+        self.blocks = FrozenBlocks(skeleton.block1, skeleton.norm1, dtype)
+        self.asks_prior = isinstance(skeleton, PriorEmbedding)
+
+    def __call__(self, image: Tensor, prior: Tensor | None) -> Tensor:
+        tokens, height, width = self.embedding(image)
+        x, h = residual_norm(
+            tokens, None, self.blocks.first, self.dtype, before=self.embedding.norm
+        )
+        assert x is not None
+        assert h is not None
+        extra = (prior,) if self.asks_prior else ()
+        return as_image(self.blocks(x, h, height, width, *extra), height, width)
+
+
+class FrozenResidual:
+    """Counterpart of :class:`Residual`; its factor 0.1 is in the second convolution."""
+
+    def __init__(self, residual: Residual, dtype: torch.dtype) -> None:
+        self.conv1 = FrozenConv(residual.conv1.conv2d, dtype)
+        self.conv2 = FrozenConv(residual.conv2.conv2d, dtype, factor=0.1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x, overwritten."""
+        return self.conv2.add_to(x, self.conv1(x, "relu"))
+
+
+class FrozenTail:
+    """From features at stride 2 to the picture, in one pass: see csrc/inference/picture_tail.h.
+
+    Args:
+        up: the decoder's last transposed convolution.
+        detail: the branch at full resolution, if there is one.
+        last: the last convolution, before tanh.
+        adds_picture: whether the picture is added to the result.
+    """
+
+    def __init__(self, up: Up, detail: Detail | None, last: Conv, adds_picture: bool) -> None:
+        self.adds_picture = adds_picture
+        layers: list[nn.Conv2d | nn.ConvTranspose2d | None] = [up.conv2d, None, None, last.conv2d]
+        if detail is not None:
+            layers[1:3] = [detail.conv1.conv2d, detail.conv2.conv2d]
+        # The addresses go to native code: the tensors must live as long as they.
+        self.weights = [_plain(layer) for layer in layers]
+        self.native = [(_native.address(w), _native.address(b)) for w, b in self.weights]
+        self.channels = (
+            up.conv2d.in_channels,
+            up.conv2d.out_channels,
+            0 if detail is None else detail.conv1.conv2d.out_channels,
+        )
+
+    def __call__(self, features: Tensor, picture: Tensor) -> Tensor:
+        """Features (N, C, H / 2, W / 2) and the picture (N, 3, H, W) to (N, 3, H, W), float32."""
+        n, _, height, width = picture.shape
+        layout = torch.channels_last
+        features = features.contiguous(memory_format=layout)
+        picture = picture.contiguous(memory_format=layout)
+        y = torch.empty(picture.shape, memory_format=layout)
+        _native.core().picture_tail_cpu(
+            features.data_ptr(),
+            _native.DTYPE_CODES[features.dtype],
+            picture.data_ptr(),
+            self.native,
+            self.adds_picture,
+            y.data_ptr(),
+            (n, height, width, *self.channels, height, width),
+            torch.get_num_threads(),
+        )
+        return y
+
+
+def _plain(layer: nn.Conv2d | nn.ConvTranspose2d | None) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a layer in float32, as PyTorch's documentation lays them."""
+    if layer is None:
+        return None, None
+    bias = layer.bias
+    return layer.weight.detach().contiguous(), None if bias is None else bias.detach().contiguous()
+
+
+class FrozenDecoder:
+    """Counterpart of :meth:`ConvDecoder.features` but its last layer, which is the tail's."""
+
+    def __init__(self, decoder: ConvDecoder, dtype: torch.dtype) -> None:
+        ups: Sequence[Up] = (
+            decoder.convd32x,
+            decoder.convd16x,
+            decoder.convd8x,
+            decoder.convd4x,
+            decoder.convd2x,
+        )
+        dense = (decoder.dense_4, decoder.dense_3, decoder.dense_2, decoder.dense_1)
+        self.ups = [FrozenUp(up.conv2d, dtype) for up in ups]
+        self.dense = [FrozenResidual(cast(Residual, d[0]), dtype) for d in dense]
+
+    def __call__(self, stages: list[Tensor], deepest: Tensor) -> Tensor:
+        f1, f2, f3, f4 = stages
+        x = _fitting(self.ups[0](deepest), f4).add_(f4)
+        x = _fitting(self.ups[1](x), f3)
+        for dense, skip, up in zip(self.dense[:3], (f3, f2, f1), self.ups[2:], strict=True):
+            x = up(dense(x).add_(skip))
+        return self.dense[3](x)
+
+
+def _fitting(x: Tensor, skip: Tensor) -> Tensor:
+    """``x`` without the row or column that it has beyond ``skip``, dense."""
+    if x.shape[2:] != skip.shape[2:]:
+        x = x[:, :, : skip.shape[2], : skip.shape[3]]
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,65 @@
+#include "common/bindings.h"
+#include "inference/picture_tail.h"
+#include "inference/residual_norm.h"
+
+namespace clipweather {
+namespace {
+
+using Norm = std::tuple<Address, Address, double>;  // weight, bias, eps
+
+NormParameters norm_of(const Norm& norm) {
+  return {pointer<const float>(std::get<0>(norm)), pointer<const float>(std::get<1>(norm)),
+          static_cast<float>(std::get<2>(norm))};
+}
+
+void residual_norm(Address branch, int branch_type, Address residual, const Norm& before,
+                   const Norm& after, Address sum, Address normed, int normed_type, int64_t rows,
+                   int64_t c, int threads) {
+  ResidualNormArgs args{};
+  args.branch = pointer<const void>(branch);
+  args.residual = pointer<const float>(residual);
+  args.before = norm_of(before);
+  args.after = norm_of(after);
+  args.sum = pointer<float>(sum);
+  args.normed = pointer<void>(normed);
+  args.rows = rows, args.c = c;
+  args.branch_type = static_cast<DType>(branch_type);
+  args.normed_type = static_cast<DType>(normed_type);
+  args.threads = threads;
+  CLIPWEATHER_CPU_CALL(residual_norm, args);
+}
+
+using Layer = std::tuple<Address, Address>;  // weight, bias
+
+ConvParameters layer_of(const Layer& layer) {
+  return {pointer<const float>(std::get<0>(layer)), pointer<const float>(std::get<1>(layer))};
+}
+
+// layers: up, first, second, last. sizes: N, H, W of the picture; C, D, E of the layers; the rows
+// and columns that are wanted.
+void picture_tail(Address x, int x_type, Address picture, const std::array<Layer, 4>& layers,
+                  bool adds_picture, Address y, const std::array<int64_t, 8>& sizes, int threads) {
+  PictureTailArgs args{};
+  args.x = pointer<const void>(x);
+  args.picture = pointer<const float>(picture);
+  args.up = layer_of(layers[0]), args.first = layer_of(layers[1]);
+  args.second = layer_of(layers[2]), args.last = layer_of(layers[3]);
+  args.y = pointer<float>(y);
+  args.n = sizes[0], args.h = sizes[1], args.w = sizes[2];
+  args.c = sizes[3], args.d = sizes[4], args.e = sizes[5];
+  args.rows = sizes[6], args.columns = sizes[7];
+  args.adds_picture = adds_picture;
+  args.x_type = static_cast<DType>(x_type);
+  args.threads = threads;
+  CLIPWEATHER_CPU_CALL(picture_tail, args);
+}
+
+}  // namespace
+}  // namespace clipweather
+
+CLIPWEATHER_BINDINGS(inference) {
+  module.def("picture_tail_cpu", &clipweather::picture_tail,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("residual_norm_cpu", &clipweather::residual_norm,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
+}
