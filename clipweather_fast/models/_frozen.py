@@ -36,8 +36,12 @@ _forms: WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[_Key, FrozenNetwork
 _forms = WeakKeyDictionary()
 _building = Lock()
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
 _OPERATORS = (
     "_linear_pointwise",
     "_reorder_linear_weight",
@@ -131,7 +135,7 @@ def _key(network: nn.Module) -> _Key | None:
     """
     if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
         return None
-    if not torch.backends.mkldnn.enabled:  # type: ignore[attr-defined]
+    if not torch.backends.mkldnn.enabled:
         return None
     known, found = _known_classes(), []
     pending: list[nn.Module] = [network]
@@ -140,7 +144,12 @@ def _key(network: nn.Module) -> _Key | None:
         state = layer.__dict__
         if type(layer) not in known or state["training"] or "forward" in state:
             return None
-        if any(state[name] for name in _HOOKS):
+        if (
+            state["_forward_hooks"]
+            or state["_forward_pre_hooks"]
+            or state["_backward_hooks"]
+            or state["_backward_pre_hooks"]
+        ):
             return None
         found.append(id(layer))
         for weight in state["_parameters"].values():
@@ -149,9 +158,7 @@ def _key(network: nn.Module) -> _Key | None:
             if weight.dtype != torch.float32 or weight.is_inference():
                 return None  # those that inference mode made have no version
             found += (weight.data_ptr(), weight._version)
-        pending += (
-            child
-            for name, child in state["_modules"].items()
-            if child is not None and name != "prior_encoder"
-        )
+        for name, child in state["_modules"].items():
+            if child is not None and name != "prior_encoder":
+                pending.append(child)
     return tuple(found)

@@ -6,15 +6,16 @@ multiply in, float32 or bfloat16; the residual stream of the blocks stays in flo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipweather_fast.ops import _native
+from clipweather_fast.ops.reduced_kv_attention import native_cpu
 
-__all__ = ["FrozenConv", "FrozenLinear", "FrozenNorm", "FrozenUp", "residual_norm"]
+__all__ = ["FrozenConv", "FrozenLinear", "FrozenNorm", "FrozenUp", "attended", "residual_norm"]
 
 NOTHING = (0, 0, 0.0)
 
@@ -98,6 +99,25 @@ def residual_norm(
     return total, normed
 
 
+def attended(q: Tensor, kv: Tensor, scale: float | None = None) -> Tensor:
+    """The operator reduced_kv_attention, called directly.
+
+    Args:
+        q: queries (N, Lq, heads, d).
+        kv: keys, then values (N, Lk, 2 · heads, d).
+        scale: of the scores; None: d^-1/2.
+
+    Returns:
+        Tokens (N, Lq, heads · d).
+    """
+    n, length, heads, d = q.shape
+    k, v = kv[:, :, :heads], kv[:, :, heads:]
+    out = torch.empty(q.shape, dtype=q.dtype)
+    sums = torch.empty((n, heads, length))
+    native_cpu.forward(q, k, v, d**-0.5 if scale is None else scale, out, sums)
+    return out.view(n, length, heads * d)
+
+
 class FrozenConv:
     """A dense convolution with what follows it: ReLU, or the sum with an image.
 
@@ -141,7 +161,7 @@ class FrozenUp:
     def __init__(self, layer: nn.ConvTranspose2d, dtype: torch.dtype) -> None:
         self.weight = layer.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-        self.stride, self.padding = layer.stride, layer.padding
+        self.stride, self.padding = list(layer.stride), list(cast(tuple[int, ...], layer.padding))
 
     def __call__(self, image: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', 2H, 2W)."""

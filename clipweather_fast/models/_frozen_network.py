@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipweather_fast import ops
 from clipweather_fast.models._blocks import Block, PatchEmbed
 from clipweather_fast.models._conv_decoder import Conv, ConvDecoder, Detail, Residual, Up
 from clipweather_fast.models._encoder import Encoder
@@ -24,15 +23,17 @@ from clipweather_fast.models._frozen_layers import (
     FrozenLinear,
     FrozenNorm,
     FrozenUp,
+    attended,
     residual_norm,
 )
 from clipweather_fast.models._prior_embedding import PriorAttention, PriorEmbedding
 from clipweather_fast.models.clip_weather import ClipWeather
 from clipweather_fast.models.network import RestorationNetwork
 from clipweather_fast.models.transweather import QueryAttention, QueryDecoder, TransWeather
-from clipweather_fast.modules import ConvMlp, EfficientAttention
+from clipweather_fast.modules import SARFFN, ConvMlp, EfficientAttention
 from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads
 from clipweather_fast.ops import _native
+from clipweather_fast.ops._buffers import dense_parameter
 
 __all__ = ["FrozenNetwork"]
 
@@ -194,10 +195,7 @@ class FrozenAttention:
         heads = self.attention.num_heads
         kv = by_heads(self.kv(self._reduced(h, H, W)), 2 * heads)
         q = by_heads(self.q(h), heads)
-        out = ops.reduced_kv_attention(
-            q, kv[:, :, :heads], kv[:, :, heads:], scale=self.attention.scale
-        )
-        return self.proj(out.flatten(2))
+        return self.proj(attended(q, kv, self.attention.scale))
 
     def _reduced(self, h: Tensor, height: int, width: int) -> Tensor:
         s = self.attention.sr_ratio
@@ -234,8 +232,7 @@ class FrozenPriorAttention:
                 kv = torch.cat([kv, attention.kv(shift)], 1)
         kv = by_heads(kv.to(self.dtype), 2 * heads)
         q = by_heads(self.q(h), heads)
-        out = ops.reduced_kv_attention(q, kv[:, :, :heads], kv[:, :, heads:])
-        return self.proj(out.flatten(2))
+        return self.proj(attended(q, kv))
 
 
 class FrozenQueryAttention:
@@ -252,8 +249,7 @@ class FrozenQueryAttention:
         q = self.q.index_select(1, self.attention._nearest(h.shape[1]))
         q = by_heads(q.expand(h.shape[0], -1, -1), heads)
         kv = by_heads(self.kv(h), 2 * heads)
-        out = ops.reduced_kv_attention(q, kv[:, :, :heads], kv[:, :, heads:])
-        return self.proj(out.flatten(2))
+        return self.proj(attended(q, kv))
 
 
 def _attention(attention: nn.Module, dtype: torch.dtype) -> Any:
@@ -271,10 +267,44 @@ class FrozenMlp:
     def __init__(self, mlp: ConvMlp, dtype: torch.dtype) -> None:
         self.mlp = mlp
         self.fc1, self.fc2 = FrozenLinear.of(mlp.fc1, dtype), FrozenLinear.of(mlp.fc2, dtype)
+        self.mixer: FrozenMixer | None = None
+        if isinstance(mlp, SARFFN) and not mlp._stepwise():
+            self.mixer = FrozenMixer(mlp)
 
     def __call__(self, h: Tensor, H: int, W: int) -> Tensor:
-        mixed = self.mlp._between(as_image(self.fc1(h), H, W))
-        return self.fc2(as_tokens(mixed))
+        hidden = self.fc1(h)
+        if self.mixer is not None:
+            return self.fc2(self.mixer(hidden, H, W))
+        return self.fc2(as_tokens(self.mlp._between(as_image(hidden, H, W))))
+
+
+class FrozenMixer:
+    """Everything between the Linear layers of a SARFFN: the operator sar_mixer, called directly."""
+
+    def __init__(self, mlp: SARFFN) -> None:
+        parameters, self.gate = mlp._mixer_arguments()
+        self.kernels, self.kernel_size = parameters[4].shape[0], parameters[4].shape[-1]
+        self.parameters = [dense_parameter(p, torch.float32) for p in parameters]
+        self.addresses = [_native.address(p) for p in self.parameters]
+
+    def __call__(self, hidden: Tensor, H: int, W: int) -> Tensor:
+        """Tokens (N, H·W, hidden) to tokens."""
+        n, _, channels = hidden.shape
+        y = torch.empty_like(hidden)
+        logits = torch.empty((n, H * W, self.kernels), dtype=hidden.dtype)
+        _native.core().sar_mixer_forward_cpu(
+            [hidden.data_ptr(), *self.addresses],
+            y.data_ptr(),
+            0,
+            logits.data_ptr(),
+            (n, channels, H, W),
+            self.kernels,
+            self.kernel_size,
+            _native.GATES[self.gate],
+            _native.DTYPE_CODES[hidden.dtype],
+            torch.get_num_threads(),
+        )
+        return y
 
 
 class FrozenDeepest:

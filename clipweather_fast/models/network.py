@@ -114,7 +114,8 @@ class RestorationNetwork(nn.Module):
             prior = self.encode_prior(image)
         height, width = image.shape[2:]
         picture = padded(image, self.size_multiple, self.minimum_size)
-        picture = picture.contiguous(memory_format=torch.channels_last) * 2 - 1
+        picture = picture.contiguous(memory_format=torch.channels_last) * 2
+        picture -= 1
         # After the normalisation: 16 bits hold values about zero better than values up to one.
         picture = picture.to(self.image_encoder.dtype)
         residuals: list[Tensor] | None = [] if return_residuals else None

@@ -91,7 +91,10 @@ class ConvMlp(nn.Module):
         if observed(self.dwconv, self.static, self.act):
             filtered: Tensor = self.act(self.dwconv(z))
             return filtered
-        return ops.depthwise_conv2d(z, self.static.weight, self.static.bias, activation="gelu")
+        fused: Tensor = ops.depthwise_conv2d(
+            z, self.static.weight, self.static.bias, activation="gelu"
+        )
+        return fused
 
     def _project(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.drop(self.fc2(self.drop(as_tokens(hidden))))

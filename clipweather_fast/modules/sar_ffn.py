@@ -134,6 +134,11 @@ class SARFFN(ConvMlp):
 
     def _mixed(self, z: Tensor, return_residual: bool) -> Any:
         """What is between the Linear layers, and R times the sign if wanted: one operator."""
+        parameters, gate = self._mixer_arguments()
+        return ops.sar_mixer(z, *parameters, gate=gate, return_residual=return_residual)
+
+    def _mixer_arguments(self) -> tuple[tuple[Any, ...], str]:
+        """The operator's parameters in its order, and its gate."""
         sar = self.sar
         weight: Tensor = sar.weight
         bias: Tensor | None = sar.bias
@@ -146,19 +151,13 @@ class SARFFN(ConvMlp):
             border = sar.kernel_size // 2 - 1
             if border:  # the operator's kernels are of one size
                 static_weight = F.pad(static_weight, (border,) * 4)
-        return ops.sar_mixer(
-            z,
+        predictor = (
             sar.depthwise.weight,
             sar.depthwise.bias,
             sar.pointwise.weight,
             sar.pointwise.bias,
-            weight,
-            bias,
-            static_weight,
-            static_bias,
-            gate=sar.gate,
-            return_residual=return_residual,
         )
+        return (*predictor, weight, bias, static_weight, static_bias), sar.gate
 
     def _observed(self) -> bool:
         """Whether a layer that the operator replaces has hooks."""

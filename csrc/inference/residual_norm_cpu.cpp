@@ -25,21 +25,30 @@ CLIPWEATHER_INLINE void store_some(T* p, Vector<float> v, int64_t i, int64_t c) 
     store_first(p + i, v, c - i);
 }
 
-// Mean of the row, and one over its deviation. The row is padded with zeros to whole vectors.
-CLIPWEATHER_INLINE void moments(const float* row, int64_t c, float eps, float& mean, float& rate) {
-  Vector<float> sum{};
-  for (int64_t i = 0; i < c; i += kStep) sum += load(row + i);
-  mean = horizontal_sum<float>(sum) / static_cast<float>(c);
-  Vector<float> square{};
+// Rows whose sums are formed side by side, because each alone waits for its own additions.
+constexpr int64_t kTogether = 4;
+
+// Mean of each row, and one over its deviation. Rows are padded with zeros to whole vectors.
+CLIPWEATHER_INLINE void moments(const float* rows, int64_t room, int64_t count, int64_t c,
+                                float eps, float* mean, float* rate) {
+  const float share = 1.0f / static_cast<float>(c);
   const int64_t whole = c / kStep * kStep;
-  for (int64_t i = 0; i < whole; i += kStep) {
-    const Vector<float> d = load(row + i) - mean;
-    square += d * d;
+  for (int64_t r = 0; r < count; ++r) {
+    Vector<float> sum{};
+    for (int64_t i = 0; i < c; i += kStep) sum += load(rows + r * room + i);
+    mean[r] = horizontal_sum<float>(sum) * share;
   }
-  float rest = 0;
-  for (int64_t i = whole; i < c; ++i) rest += (row[i] - mean) * (row[i] - mean);
-  const float variance = (horizontal_sum<float>(square) + rest) / static_cast<float>(c);
-  rate = 1.0f / __builtin_sqrtf(variance + eps);
+  for (int64_t r = 0; r < count; ++r) {
+    const float* row = rows + r * room;
+    Vector<float> square{};
+    for (int64_t i = 0; i < whole; i += kStep) {
+      const Vector<float> d = load(row + i) - mean[r];
+      square += d * d;
+    }
+    float rest = 0;
+    for (int64_t i = whole; i < c; ++i) rest += (row[i] - mean[r]) * (row[i] - mean[r]);
+    rate[r] = 1.0f / __builtin_sqrtf((horizontal_sum<float>(square) + rest) * share + eps);
+  }
 }
 
 CLIPWEATHER_INLINE Vector<float> normed(const float* row, const NormParameters& norm, int64_t i,
@@ -48,41 +57,55 @@ CLIPWEATHER_INLINE Vector<float> normed(const float* row, const NormParameters& 
   return scaled * load_some(norm.weight, i, c) + load_some(norm.bias, i, c);
 }
 
+// `count` rows from row `first` on.
 template <class In, class Out>
-void rows_of(const ResidualNormArgs& args, int64_t begin, int64_t end, float* row) {
+CLIPWEATHER_INLINE void rows_together(const ResidualNormArgs& args, int64_t first, int64_t count,
+                                      float* rows, int64_t room) {
   const int64_t c = args.c;
-  for (int64_t r = begin; r < end; ++r) {
-    const In* branch = static_cast<const In*>(args.branch) + r * c;
-    const float* residual = args.residual == nullptr ? nullptr : args.residual + r * c;
-    float mean, rate;
-    for (int64_t i = 0; i < c; i += kStep) store(row + i, load_some(branch, i, c));
-    if (args.before.weight != nullptr) {
-      moments(row, c, args.before.eps, mean, rate);
-      for (int64_t i = 0; i < c; i += kStep)
-        store(row + i, normed(row, args.before, i, c, mean, rate));
-    }
-    if (residual != nullptr)
-      for (int64_t i = 0; i < c; i += kStep)
-        store(row + i, load(row + i) + load_some(residual, i, c));
-    if (args.sum != nullptr)
-      for (int64_t i = 0; i < c; i += kStep) store_some(args.sum + r * c, load(row + i), i, c);
-    if (args.after.weight == nullptr) continue;
-    moments(row, c, args.after.eps, mean, rate);
+  float mean[kTogether], rate[kTogether];
+  const In* branch = static_cast<const In*>(args.branch) + first * c;
+  for (int64_t r = 0; r < count; ++r)
     for (int64_t i = 0; i < c; i += kStep)
-      store_some(static_cast<Out*>(args.normed) + r * c, normed(row, args.after, i, c, mean, rate),
-                 i, c);
+      store(rows + r * room + i, load_some(branch + r * c, i, c));
+  if (args.before.weight != nullptr) {
+    moments(rows, room, count, c, args.before.eps, mean, rate);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t i = 0; i < c; i += kStep)
+        store(rows + r * room + i, normed(rows + r * room, args.before, i, c, mean[r], rate[r]));
   }
+  if (args.residual != nullptr)
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t i = 0; i < c; i += kStep) {
+        float* at = rows + r * room + i;
+        store(at, load(at) + load_some(args.residual + (first + r) * c, i, c));
+      }
+  if (args.sum != nullptr)
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t i = 0; i < c; i += kStep)
+        store_some(args.sum + (first + r) * c, load(rows + r * room + i), i, c);
+  if (args.after.weight == nullptr) return;
+  moments(rows, room, count, c, args.after.eps, mean, rate);
+  Out* to = static_cast<Out*>(args.normed) + first * c;
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t i = 0; i < c; i += kStep)
+      store_some(to + r * c, normed(rows + r * room, args.after, i, c, mean[r], rate[r]), i, c);
+}
+
+template <class In, class Out>
+void rows_of(const ResidualNormArgs& args, int64_t begin, int64_t end, float* rows, int64_t room) {
+  for (int64_t r = begin; r < end; r += kTogether)
+    rows_together<In, Out>(args, r, end - r < kTogether ? end - r : kTogether, rows, room);
 }
 
 template <class In, class Out>
 void run(const ResidualNormArgs& args) {
   const int64_t room = ceil_div(args.c, kStep) * kStep;
   const int threads = args.threads > 0 ? args.threads : 1;
-  Buffer<float> rows(threads * room);
+  Buffer<float> rows(threads * kTogether * room);
   parallel_tasks(ceil_div(args.rows, kRows), threads, [&](int64_t task, int thread) {
     const int64_t begin = task * kRows;
     const int64_t end = begin + kRows < args.rows ? begin + kRows : args.rows;
-    rows_of<In, Out>(args, begin, end, rows.get() + thread * room);
+    rows_of<In, Out>(args, begin, end, rows.get() + thread * kTogether * room, room);
   });
 }
 

@@ -306,19 +306,20 @@ CLIPWEATHER_INLINE A row_maximum(const A* row, int64_t vectors) {
 
 // ---- exponential --------------------------------------------------------------------------------
 
-// 2^x for x <= 0; below 2^-126 zero; NaN stays NaN. The polynomials are relative minimax fits on
+// 2^x for x <= 0; zero far below 2^-126; NaN stays NaN. The polynomials are relative minimax fits
+// on
 // [-1/2, 1/2]: 2e-9 for fp32 sums; 3e-6 where the result is rounded to bf16 (2^-9) anyway.
 template <class M>
 CLIPWEATHER_INLINE Vector<float> exp2_nonpositive(Vector<float> x) {
-  x = select(x < -127.0f, Vector<float>{} - 127.0f, x);
+#if defined(__AVX512F__)
+  x = max(broadcast(-1000.0f), x);  // gives the second where one is NaN
+#else
+  x = max(broadcast(-127.0f), x);
+#endif
   const float kRound = 0x1.8p23f;
   const Vector<float> shifted = x + kRound;
-  const Vector<float> f = x - (shifted - kRound);
-  VectorU32 bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + 127u) << 23;  // kRound's own bits leave on the left
-  Vector<float> power;
-  std::memcpy(&power, &bits, sizeof power);
+  const Vector<float> whole = shifted - kRound;
+  const Vector<float> f = x - whole;
   Vector<float> p;
   if constexpr (M::kDepth == 2) {
     p = f * 0x1.3997d6p-7f + 0x1.ca1440p-5f;
@@ -333,7 +334,16 @@ CLIPWEATHER_INLINE Vector<float> exp2_nonpositive(Vector<float> x) {
     p = p * f + 0x1.62e430p-1f;
     p = p * f + 1.0f;
   }
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
+  VectorU32 bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127u) << 23;  // kRound's own bits leave on the left
+  Vector<float> power;
+  std::memcpy(&power, &bits, sizeof power);
   return p * power;
+#endif
 }
 template <class M>
 CLIPWEATHER_INLINE Vector<double> exp2_nonpositive(Vector<double> x) {

@@ -1,0 +1,279 @@
+"""The frozen form of the networks: what it computes, when it is taken, that it stays in step."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from clipweather_fast import create_model, use_backend
+from clipweather_fast.models import RestorationNetwork, _frozen
+from clipweather_fast.models._conv_decoder import Conv, Detail, Up
+from clipweather_fast.models._frozen_layers import FrozenNorm, residual_norm
+from clipweather_fast.models._frozen_network import FrozenTail
+from clipweather_fast.models.registry import WEIGHTS
+from small_networks import photograph, prior_of, small
+from tolerance import ULPS, largest, largest_error
+
+pytestmark = pytest.mark.skipif(
+    _frozen._why_not(torch.float32) is not None, reason=str(_frozen._why_not(torch.float32))
+)
+needs_bfloat16 = pytest.mark.skipif(
+    _frozen._why_not(torch.bfloat16) is not None, reason=str(_frozen._why_not(torch.bfloat16))
+)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "detail": {"detail_channels": 6, "residual_output": True},
+    "no sar": {"num_kernels": 0},
+    "sequential": {"sar_arrangement": "sequential", "sar_sign": -1},
+    "direct": {"sar_arrangement": "direct"},
+    "subtracted": {"sar_sign": -1, "sar_kernel_size": 5, "sar_gate": "sigmoid"},
+    "per channel": {"sar_per_channel": True},
+    "concatenated": {"prior_fuse": "concat"},
+    "no prior": {"prior_encoder": "none"},
+    "no intra-patch": {"intra_patch": False},
+}
+
+
+@torch.no_grad()
+def frozen(network: RestorationNetwork, image: Tensor) -> Tensor:
+    return network(image, prior_of(network, image.shape[0]))
+
+
+@torch.no_grad()
+def plain(network: RestorationNetwork, image: Tensor) -> Tensor:
+    """By the modules, on plain PyTorch."""
+    with use_backend("reference"):
+        return network(image, prior_of(network, image.shape[0]))
+
+
+def forms(network: nn.Module) -> set[torch.dtype]:
+    return set(_frozen._forms.get(network, {}))
+
+
+def check(network: RestorationNetwork, image: Tensor) -> None:
+    """The one tolerance rule, against the modules in float64."""
+    got, own = frozen(network, image), plain(network, image)
+    exact = copy.deepcopy(network).double()
+    prior = prior_of(network, image.shape[0])
+    with torch.no_grad():
+        truth = exact(image.double(), None if prior is None else prior.double())
+    unit = torch.finfo(torch.float32).eps * largest(truth)
+    assert largest_error(got, truth) <= 2 * largest_error(own, truth) + ULPS * unit
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_computes_what_the_modules_do(variant: str) -> None:
+    network = small(**VARIANTS[variant])
+    check(network, photograph(72, 90, n=2))
+    assert forms(network) == {torch.float32}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 83)], ids=str)
+def test_it_computes_what_transweathers_modules_do(size: tuple[int, int]) -> None:
+    network = small("TransWeather")
+    check(network, photograph(*size))
+    assert forms(network) == {torch.float32}
+
+
+def decibels(one: Tensor, other: Tensor) -> float:
+    return -10 * float((one.float() - other.float()).square().mean().log10())
+
+
+@needs_bfloat16
+def test_trained_weights_keep_the_picture_in_bfloat16() -> None:
+    # Its own prior encoder is no part of the form, and is not there in these tests.
+    network = create_model("clipweather_tiny", prior_encoder="clip:unused").eval()
+    state = load_file(WEIGHTS["clipweather_tiny"] / "model.safetensors")
+    network.load_state_dict({k: v for k, v in state.items() if not k.startswith("prior_encoder")})
+    image, prior = photograph(128, 192), prior_of(network)
+    with torch.no_grad():
+        with use_backend("reference"):
+            expected = network(image, prior)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = network(image, prior)
+        exact = network(image, prior)
+    assert forms(network) == {torch.float32, torch.bfloat16}
+    assert got.dtype == torch.float32  # the picture was added
+    assert decibels(got, expected) >= 50
+    assert decibels(exact, expected) >= 110
+
+
+@needs_bfloat16
+def test_under_autocast_the_result_has_its_dtype() -> None:
+    network, image = small(), photograph(64, 64)
+    expected = frozen(network, image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = frozen(network, image)
+    assert got.dtype == torch.bfloat16
+    assert decibels(got, expected) >= 35  # random weights
+
+
+def in_place(network: RestorationNetwork) -> None:
+    network.decoder.convd4x.conv2d.weight.add_(0.1)
+
+
+def loaded(network: RestorationNetwork) -> None:
+    network.load_state_dict({k: v * 1.5 for k, v in network.state_dict().items()})
+
+
+def exchanged(network: RestorationNetwork) -> None:
+    weight = network.encoder.block1[0].mlp.fc2.weight
+    weight.data = weight.data * 2
+
+
+def replaced(network: RestorationNetwork) -> None:
+    network.encoder.block2[1] = copy.deepcopy(network.encoder.block2[0])
+
+
+@pytest.mark.parametrize("change", [in_place, loaded, exchanged, replaced])
+def test_it_follows_the_weights(change: Callable[[RestorationNetwork], None]) -> None:
+    network, image = small(), photograph(64, 64)
+    before = frozen(network, image)
+    with torch.no_grad():
+        change(network)
+    after = frozen(network, image)
+    assert largest_error(after, before) > 1e-4
+    assert largest_error(after, plain(network, image)) < 1e-5
+
+
+def test_the_same_weights_are_not_frozen_twice() -> None:
+    network, image = small(), photograph(64, 64)
+    frozen(network, image)
+    form = _frozen._forms[network][torch.float32][1]
+    frozen(network, image)
+    assert _frozen._forms[network][torch.float32][1] is form
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def hooked(network: RestorationNetwork) -> None:
+    layer = network.encoder.block1[0].mlp.fc2
+    layer.register_forward_hook(lambda module, given, y: 2 * y)
+
+
+def of_another_class(network: RestorationNetwork) -> None:
+    network.encoder.block1[0].mlp.fc2.__class__ = Doubled
+
+
+def patched(network: RestorationNetwork) -> None:
+    layer = network.encoder.block1[0].mlp.fc2
+    layer.forward = lambda x: 2 * F.linear(x, layer.weight, layer.bias)
+
+
+def training(network: RestorationNetwork) -> None:
+    network.encoder.block1[0].train()
+
+
+@pytest.mark.parametrize("change", [hooked, of_another_class, patched, training])
+def test_it_steps_aside(change: Callable[[RestorationNetwork], None]) -> None:
+    network, image = small(), photograph(64, 64)
+    change(network)
+    assert largest_error(frozen(network, image), plain(network, image)) < 1e-5
+    assert forms(network) == set()
+
+
+def test_gradients_named_backends_and_residuals_take_the_modules() -> None:
+    network, image = small(), photograph(64, 64)
+    network(image, prior_of(network)).sum().backward()
+    plain(network, image)
+    with torch.no_grad():
+        network(image, prior_of(network), return_residuals=True)
+        network.half().float()
+        network.double()(image.double(), prior_of(network).double())
+    assert forms(network) == set()
+
+
+def test_it_leaves_no_trace_in_the_network() -> None:
+    network, image = small(), photograph(64, 64)
+    keys, names = list(network.state_dict()), set(vars(network))
+    expected = frozen(network, image)
+    assert list(network.state_dict()) == keys
+    assert set(vars(network)) == names
+    copied = copy.deepcopy(network)
+    assert forms(copied) == set()
+    assert torch.equal(frozen(copied, image), expected)
+    watched = weakref.ref(network)
+    del network
+    gc.collect()
+    assert watched() is None
+
+
+def test_bits_repeat_on_any_number_of_threads() -> None:
+    network, image = small(detail_channels=6), photograph(64, 72)
+    expected, threads = frozen(network, image), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        # oneDNN may cut its products otherwise; the passes of this package do not.
+        assert largest_error(frozen(network, image), expected) < 1e-6
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(frozen(network, image), expected)
+
+
+# ---- the fused passes, by themselves -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [5, 16, 24, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_residual_norm(channels: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = [nn.LayerNorm(channels), nn.LayerNorm(channels, eps=1e-6)]
+    for layer in layers:
+        layer.weight.normal_()
+        layer.bias.normal_()
+    branch, residual = (
+        torch.randn(2, 301, channels).to(dtype) * 3 + 1,
+        torch.randn(2, 301, channels),
+    )
+    for first in (None, layers[0]):
+        for rest in (None, residual):
+            total = branch.float() if first is None else first(branch.float())
+            total = total if rest is None else total + rest
+            got, normed = residual_norm(
+                branch,
+                None if rest is None else rest.clone(),
+                FrozenNorm(layers[1]),
+                dtype,
+                before=None if first is None else FrozenNorm(first),
+            )
+            assert got is not None
+            assert normed is not None
+            torch.testing.assert_close(got, total, rtol=1e-5, atol=1e-5)
+            expected = layers[1](total).to(dtype)
+            tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+            torch.testing.assert_close(normed, expected, rtol=tolerance, atol=tolerance)
+            assert normed.dtype == dtype
+
+
+@pytest.mark.parametrize("detail", [0, 6, 16])
+@pytest.mark.parametrize("channels", [(16, 8), (5, 3), (8, 6)], ids=str)
+@torch.no_grad()
+def test_the_tail_over_the_borders_of_its_tasks(channels: tuple[int, int], detail: int) -> None:
+    torch.manual_seed(0)
+    inner, outer = channels
+    up, last = Up(inner, outer), Conv(outer, 3)
+    branch = Detail(outer, detail) if detail else None
+    tail = FrozenTail(up, branch, last, adds_picture=bool(detail))
+    picture = torch.rand(2, 3, 134, 278).contiguous(memory_format=torch.channels_last) * 2 - 1
+    features = torch.randn(2, inner, 67, 139)
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 0.03)):
+        y = up(features.to(dtype).float())
+        if branch is not None:
+            y = branch(y, picture)
+        y = torch.tanh(last(y))
+        expected = y + (picture + 1) / 2 if detail else y
+        assert largest_error(tail(features.to(dtype), picture), expected) < tolerance
