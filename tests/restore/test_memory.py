@@ -72,7 +72,8 @@ def test_the_estimate_is_what_a_pass_takes(wide: bool) -> None:
     found = measured(wide, None, (1100, 1100, 3))
     # The result, 3 bytes per pixel, is not part of the pass.
     rise = found["rise"] - found["picture"]
-    assert rise <= found["need"] <= 2 * rise
+    # Counted are the modules' tensors; a network in its frozen form holds fewer at once.
+    assert rise <= found["need"] <= 2.5 * rise
 
 
 @needs_proc
