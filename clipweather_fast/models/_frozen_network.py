@@ -31,6 +31,7 @@ from clipweather_fast.models.clip_weather import ClipWeather
 from clipweather_fast.models.network import RestorationNetwork
 from clipweather_fast.models.transweather import QueryAttention, QueryDecoder, TransWeather
 from clipweather_fast.modules import SARFFN, ConvMlp, EfficientAttention
+from clipweather_fast.modules._joint_keys import joined
 from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._buffers import dense_parameter
@@ -68,12 +69,8 @@ class FrozenNetwork:
 
     def restored(self, picture: Tensor, prior: Tensor | None) -> Tensor:
         """As :meth:`RestorationNetwork.restored`, but with the projected prior."""
-        with torch.autocast("cpu", enabled=False):
-            return self._restored(picture, None if prior is None else prior.float())
-
-    def _restored(self, picture: Tensor, prior: Tensor | None) -> Tensor:
         stages = self.encoder(picture)
-        deepest = self.deepest(stages[3], prior)
+        deepest = self.deepest(stages[3], None if prior is None else prior.float())
         y = self.tail(self.decoder(stages, deepest), picture)
         # Where the picture is added, the result is not rounded.
         return y if self.tail.adds_picture else y.to(self.dtype)
@@ -193,9 +190,11 @@ class FrozenAttention:
 
     def __call__(self, h: Tensor, H: int, W: int) -> Tensor:
         heads = self.attention.num_heads
-        kv = by_heads(self.kv(self._reduced(h, H, W)), 2 * heads)
+        s = self.attention.sr_ratio
+        # As in the module: a tile that waits for others' keys holds no queries.
+        kv = joined(self.attention, self.kv(self._reduced(h, H, W)), H // s, W // s)
         q = by_heads(self.q(h), heads)
-        return self.proj(attended(q, kv, self.attention.scale))
+        return self.proj(attended(q, by_heads(kv, 2 * heads), self.attention.scale))
 
     def _reduced(self, h: Tensor, height: int, width: int) -> Tensor:
         s = self.attention.sr_ratio
@@ -221,18 +220,21 @@ class FrozenPriorAttention:
         self.own = attention.kv(attention.tokens).detach()
 
     def __call__(self, h: Tensor, H: int, W: int, prior: Tensor | None) -> Tensor:
-        attention = self.attention
-        heads = attention.num_heads
-        kv = self.own.expand(h.shape[0], -1, -1)
-        if prior is not None:
-            shift = (attention.gamma * prior).unsqueeze(1)
-            if attention.fuse == "sum":
-                kv = kv + F.linear(shift, attention.kv.weight)
-            else:
-                kv = torch.cat([kv, attention.kv(shift)], 1)
-        kv = by_heads(kv.to(self.dtype), 2 * heads)
+        heads = self.attention.num_heads
+        with torch.autocast("cpu", enabled=False):
+            kv = self._keys_values(h.shape[0], prior).to(self.dtype)
         q = by_heads(self.q(h), heads)
-        return self.proj(attended(q, kv))
+        return self.proj(attended(q, by_heads(kv, 2 * heads)))
+
+    def _keys_values(self, n: int, prior: Tensor | None) -> Tensor:
+        """As the module's, in float32."""
+        attention, own = self.attention, self.own.expand(n, -1, -1)
+        if prior is None:
+            return own
+        shift = (attention.gamma * prior).unsqueeze(1)
+        if attention.fuse == "sum":
+            return own + F.linear(shift, attention.kv.weight)
+        return torch.cat([own, attention.kv(shift)], 1)
 
 
 class FrozenQueryAttention:
