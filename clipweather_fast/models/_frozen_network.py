@@ -8,7 +8,6 @@ held to them by the tests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipweather_fast.models._blocks import Block, PatchEmbed
-from clipweather_fast.models._conv_decoder import Conv, ConvDecoder, Detail, Residual, Up
+from clipweather_fast.models._conv_decoder import Detail
 from clipweather_fast.models._encoder import Encoder
+from clipweather_fast.models._frozen_decoder import FrozenDecoder, FrozenTail
 from clipweather_fast.models._frozen_layers import (
     FrozenConv,
     FrozenLinear,
     FrozenNorm,
-    FrozenUp,
     attended,
     residual_norm,
 )
@@ -31,6 +30,7 @@ from clipweather_fast.models.clip_weather import ClipWeather
 from clipweather_fast.models.network import RestorationNetwork
 from clipweather_fast.models.transweather import QueryAttention, QueryDecoder, TransWeather
 from clipweather_fast.modules import SARFFN, ConvMlp, EfficientAttention
+from clipweather_fast.modules._joint_keys import joined
 from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._buffers import dense_parameter
@@ -68,12 +68,8 @@ class FrozenNetwork:
 
     def restored(self, picture: Tensor, prior: Tensor | None) -> Tensor:
         """As :meth:`RestorationNetwork.restored`, but with the projected prior."""
-        with torch.autocast("cpu", enabled=False):
-            return self._restored(picture, None if prior is None else prior.float())
-
-    def _restored(self, picture: Tensor, prior: Tensor | None) -> Tensor:
         stages = self.encoder(picture)
-        deepest = self.deepest(stages[3], prior)
+        deepest = self.deepest(stages[3], None if prior is None else prior.float())
         y = self.tail(self.decoder(stages, deepest), picture)
         # Where the picture is added, the result is not rounded.
         return y if self.tail.adds_picture else y.to(self.dtype)
@@ -193,9 +189,11 @@ class FrozenAttention:
 
     def __call__(self, h: Tensor, H: int, W: int) -> Tensor:
         heads = self.attention.num_heads
-        kv = by_heads(self.kv(self._reduced(h, H, W)), 2 * heads)
+        s = self.attention.sr_ratio
+        # As in the module: a tile that waits for others' keys holds no queries.
+        kv = joined(self.attention, self.kv(self._reduced(h, H, W)), H // s, W // s)
         q = by_heads(self.q(h), heads)
-        return self.proj(attended(q, kv, self.attention.scale))
+        return self.proj(attended(q, by_heads(kv, 2 * heads), self.attention.scale))
 
     def _reduced(self, h: Tensor, height: int, width: int) -> Tensor:
         s = self.attention.sr_ratio
@@ -221,18 +219,22 @@ class FrozenPriorAttention:
         self.own = attention.kv(attention.tokens).detach()
 
     def __call__(self, h: Tensor, H: int, W: int, prior: Tensor | None) -> Tensor:
-        attention = self.attention
-        heads = attention.num_heads
-        kv = self.own.expand(h.shape[0], -1, -1)
-        if prior is not None:
-            shift = (attention.gamma * prior).unsqueeze(1)
-            if attention.fuse == "sum":
-                kv = kv + F.linear(shift, attention.kv.weight)
-            else:
-                kv = torch.cat([kv, attention.kv(shift)], 1)
-        kv = by_heads(kv.to(self.dtype), 2 * heads)
+        heads = self.attention.num_heads
+        with torch.autocast("cpu", enabled=False):
+            kv = self._keys_values(h.shape[0], prior).to(self.dtype)
         q = by_heads(self.q(h), heads)
-        return self.proj(attended(q, kv))
+        return self.proj(attended(q, by_heads(kv, 2 * heads)))
+
+    def _keys_values(self, n: int, prior: Tensor | None) -> Tensor:
+        """As the module's, in float32."""
+        attention = self.attention
+        own: Tensor = self.own.expand(n, -1, -1)
+        if prior is None:
+            return own
+        shift = (attention.gamma * prior).unsqueeze(1)
+        if attention.fuse == "sum":
+            return torch.add(own, F.linear(shift, attention.kv.weight))
+        return torch.cat([own, attention.kv(shift)], 1)
 
 
 class FrozenQueryAttention:
@@ -325,98 +327,3 @@ class FrozenDeepest:
         assert h is not None
         extra = (prior,) if self.asks_prior else ()
         return as_image(self.blocks(x, h, height, width, *extra), height, width)
-
-
-class FrozenResidual:
-    """Counterpart of :class:`Residual`; its factor 0.1 is in the second convolution."""
-
-    def __init__(self, residual: Residual, dtype: torch.dtype) -> None:
-        self.conv1 = FrozenConv(residual.conv1.conv2d, dtype)
-        self.conv2 = FrozenConv(residual.conv2.conv2d, dtype, factor=0.1)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x, overwritten."""
-        return self.conv2.add_to(x, self.conv1(x, "relu"))
-
-
-class FrozenTail:
-    """From features at stride 2 to the picture, in one pass: see csrc/inference/picture_tail.h.
-
-    Args:
-        up: the decoder's last transposed convolution.
-        detail: the branch at full resolution, if there is one.
-        last: the last convolution, before tanh.
-        adds_picture: whether the picture is added to the result.
-    """
-
-    def __init__(self, up: Up, detail: Detail | None, last: Conv, adds_picture: bool) -> None:
-        self.adds_picture = adds_picture
-        layers: list[nn.Conv2d | nn.ConvTranspose2d | None] = [up.conv2d, None, None, last.conv2d]
-        if detail is not None:
-            layers[1:3] = [detail.conv1.conv2d, detail.conv2.conv2d]
-        # The addresses go to native code: the tensors must live as long as they.
-        self.weights = [_plain(layer) for layer in layers]
-        self.native = [(_native.address(w), _native.address(b)) for w, b in self.weights]
-        self.channels = (
-            up.conv2d.in_channels,
-            up.conv2d.out_channels,
-            0 if detail is None else detail.conv1.conv2d.out_channels,
-        )
-
-    def __call__(self, features: Tensor, picture: Tensor) -> Tensor:
-        """Features (N, C, H / 2, W / 2) and the picture (N, 3, H, W) to (N, 3, H, W), float32."""
-        n, _, height, width = picture.shape
-        layout = torch.channels_last
-        features = features.contiguous(memory_format=layout)
-        picture = picture.contiguous(memory_format=layout)
-        y = torch.empty(picture.shape, memory_format=layout)
-        _native.core().picture_tail_cpu(
-            features.data_ptr(),
-            _native.DTYPE_CODES[features.dtype],
-            picture.data_ptr(),
-            self.native,
-            self.adds_picture,
-            y.data_ptr(),
-            (n, height, width, *self.channels, height, width),
-            torch.get_num_threads(),
-        )
-        return y
-
-
-def _plain(layer: nn.Conv2d | nn.ConvTranspose2d | None) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias of a layer in float32, as PyTorch's documentation lays them."""
-    if layer is None:
-        return None, None
-    bias = layer.bias
-    return layer.weight.detach().contiguous(), None if bias is None else bias.detach().contiguous()
-
-
-class FrozenDecoder:
-    """Counterpart of :meth:`ConvDecoder.features` but its last layer, which is the tail's."""
-
-    def __init__(self, decoder: ConvDecoder, dtype: torch.dtype) -> None:
-        ups: Sequence[Up] = (
-            decoder.convd32x,
-            decoder.convd16x,
-            decoder.convd8x,
-            decoder.convd4x,
-            decoder.convd2x,
-        )
-        dense = (decoder.dense_4, decoder.dense_3, decoder.dense_2, decoder.dense_1)
-        self.ups = [FrozenUp(up.conv2d, dtype) for up in ups]
-        self.dense = [FrozenResidual(cast(Residual, d[0]), dtype) for d in dense]
-
-    def __call__(self, stages: list[Tensor], deepest: Tensor) -> Tensor:
-        f1, f2, f3, f4 = stages
-        x = _fitting(self.ups[0](deepest), f4).add_(f4)
-        x = _fitting(self.ups[1](x), f3)
-        for dense, skip, up in zip(self.dense[:3], (f3, f2, f1), self.ups[2:], strict=True):
-            x = up(dense(x).add_(skip))
-        return self.dense[3](x)
-
-
-def _fitting(x: Tensor, skip: Tensor) -> Tensor:
-    """``x`` without the row or column that it has beyond ``skip``, dense."""
-    if x.shape[2:] != skip.shape[2:]:
-        x = x[:, :, : skip.shape[2], : skip.shape[3]]
-    return x.contiguous(memory_format=torch.channels_last)

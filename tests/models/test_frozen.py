@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from clipweather_fast import create_model, use_backend
 from clipweather_fast.models import RestorationNetwork, _frozen
 from clipweather_fast.models._conv_decoder import Conv, Detail, Up
+from clipweather_fast.models._frozen_decoder import FrozenTail
 from clipweather_fast.models._frozen_layers import FrozenNorm, residual_norm
-from clipweather_fast.models._frozen_network import FrozenTail
 from clipweather_fast.models.registry import WEIGHTS
 from small_networks import photograph, prior_of, small
 from tolerance import ULPS, largest, largest_error
