@@ -3,7 +3,8 @@
 The form is built on the first call that can use it and kept beside the network, not in it: it is in
 no state dict, copy or pickle, and goes when the network goes. Every call compares what the form was
 built from with what is there now: a weight that was changed or exchanged, a layer that was replaced
-builds it anew; a hook, a layer of another class, a mode of PyTorch that wants to see every operator
+builds it anew (of values written past PyTorch's count, as by ``weight.data[…] = …``, a sample is
+compared); a hook, a layer of another class, a mode of PyTorch that wants to see every operator
 leave the call to the modules.
 """
 
@@ -21,6 +22,7 @@ from torch.nn.modules import module as torch_module
 from clipweather_fast import modules
 from clipweather_fast.models import _blocks, _conv_decoder, _encoder, _prior_embedding
 from clipweather_fast.models._conv_decoder import Up
+from clipweather_fast.models._fingerprint import Fingerprint
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._backends import requested_backend
 from clipweather_fast.ops._direct import dispatcher_idle
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["frozen_form"]
 
 _Key = tuple[Any, ...]
-_forms: WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[_Key, FrozenNetwork]]]
+_forms: WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[_Key, FrozenNetwork, Fingerprint]]]
 _forms = WeakKeyDictionary()
 _building = Lock()
 
@@ -73,13 +75,14 @@ def frozen_form(
     with _building:
         forms = _forms.setdefault(network, {})
         known = forms.get(dtype)
-        if known is not None and known[0] == key:
+        if known is not None and known[0] == key and known[2].holds():
             return known[1]
         from clipweather_fast.models._frozen_network import FrozenNetwork
 
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             form = FrozenNetwork(network, dtype)
-        forms[dtype] = (key, form)
+        own = (w for name, w in network.named_parameters() if not name.startswith("prior_encoder."))
+        forms[dtype] = (key, form, Fingerprint(own))
         return form
 
 
