@@ -221,11 +221,15 @@ def test_kill_and_a_closed_terminal_stop_it_as_control_c_does(
         time.sleep(10)
 
     monkeypatch.setattr(Run, "watch", killed)
-    code, said = run("in", "-o", "out", "-n", checkpoint, "--json", "report.json")
+    before = signal.signal(number, signal.SIG_DFL)  # nohup has the tests ignore SIGHUP
+    try:
+        code, said = run("in", "-o", "out", "-n", checkpoint, "--json", "report.json")
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     assert code == 128 + number
     assert "interrupted: 0 restored" in said
     assert json.loads(Path("report.json").read_text())["interrupted"] is True
-    assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_what_is_ignored_stays_ignored() -> None:
