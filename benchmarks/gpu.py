@@ -46,6 +46,7 @@ _PACKAGES = {
     "pytest_benchmark": "pytest-benchmark",
     "hypothesis": "hypothesis",
     "expecttest": "expecttest",
+    "greenlet": "greenlet",
     "open_clip": "open_clip_torch",
     "timm": "timm",
     "transformers": "transformers",
