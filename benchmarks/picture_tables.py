@@ -64,8 +64,8 @@ def _speeds(contents: list[dict[str, Any]]) -> list[str]:
         "| --- | --- |" + " ---: |" * (len(heads) - 2),
         *map(_line, sorted(found, key=_order)),
         "",
-        "A first call is all there was time for where it says so. It holds what `Restorer` does once "
-        "for all pictures, such as estimating its memory, and so says less than there is.",
+        "A first call is all there was time for where it says so. It holds what `Restorer` does "
+        "once for all pictures, such as estimating its memory, and so says less than there is.",
         "",
     ]
 
