@@ -25,7 +25,7 @@ from clipweather_fast.models._conv_decoder import Up
 from clipweather_fast.models._fingerprint import Fingerprint
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._backends import requested_backend
-from clipweather_fast.ops._direct import dispatcher_idle
+from clipweather_fast.ops._direct import dispatcher_idle, unobserved
 
 if TYPE_CHECKING:
     from clipweather_fast.models._frozen_network import FrozenNetwork
@@ -79,10 +79,12 @@ def frozen_form(
             return known[1]
         from clipweather_fast.models._frozen_network import FrozenNetwork
 
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            form = FrozenNetwork(network, dtype)
         own = (w for name, w in network.named_parameters() if not name.startswith("prior_encoder."))
-        forms[dtype] = (key, form, Fingerprint(own))
+        # A form is kept: whoever counts a pass without computing it must not build it so.
+        with unobserved(), torch.inference_mode(False), torch.no_grad():
+            with torch.autocast("cpu", enabled=False):
+                form = FrozenNetwork(network, dtype)
+            forms[dtype] = (key, form, Fingerprint(own))
         return form
 
 

@@ -127,6 +127,10 @@ class ClipWeather(RestorationNetwork):
     def residual_places(self) -> tuple[ResidualPlace, ...]:
         return self.encoder.residual_places() if self.config.num_kernels else ()
 
+    @property
+    def prior_length(self) -> int:
+        return self.config.prior_dim if self.config.uses_prior else 0
+
     def encode_prior(self, image: Tensor) -> Tensor | None:
         """The prior (N, prior_dim) of whole pictures (N, 3, H, W) in [0, 1].
 

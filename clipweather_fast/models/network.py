@@ -59,6 +59,11 @@ class RestorationNetwork(nn.Module):
     def image_encoder(self) -> Encoder:
         """The encoder, by whatever name the network's parameters give it."""
 
+    @property
+    def prior_length(self) -> int:
+        """Length of the vectors that :meth:`encode_prior` gives; 0 if it gives None."""
+        return 0
+
     def encode_prior(self, image: Tensor) -> Tensor | None:
         """The weather prior of whole pictures (N, 3, H, W) in [0, 1]; None: there is none.
 

@@ -7,8 +7,10 @@ tensors that nobody traces, transforms or profiles; then the same implementation
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from threading import local
 from typing import Any
 
 import torch
@@ -16,18 +18,57 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
-__all__ = ["dispatcher_idle"]
+__all__ = ["dispatcher_idle", "observed", "observer_rests", "unobserved"]
 
 # None of these is public. Where a version of PyTorch lacks one, every call takes the dispatcher.
 _keys_of: Callable[[Tensor], Any] | None = getattr(torch._C, "_dispatch_keys", None)
+_modes: Callable[[], int] | None = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _found: tuple[Callable[[], Any] | None, ...] = (
-    getattr(torch._C, "_len_torch_dispatch_stack", None),
     getattr(torch._C, "_are_functorch_transforms_active", None),
     getattr(torch._C, "_is_tracing", None),
     getattr(torch.autograd, "_profiler_enabled", None),
 )
 _watchers = tuple(watcher for watcher in _found if watcher is not None)
-_known = None not in (_keys_of, *_found) and hasattr(forward_ad, "_current_level")
+_known = None not in (_keys_of, _modes, *_found) and hasattr(forward_ad, "_current_level")
+
+
+class _Observer(local):
+    """Of this thread: dispatch modes that only look at tensors, and whether they look."""
+
+    modes = 0
+    rests = False
+
+
+_observer = _Observer()
+
+
+@contextmanager
+def observed() -> Iterator[None]:
+    """Within it, in this thread, one dispatch mode keeps nobody from calling directly.
+
+    It looks at the tensors that a pass allocates and need not see every operator; so it sees the
+    pass as it is without it.
+    """
+    _observer.modes += 1
+    try:
+        yield
+    finally:
+        _observer.modes -= 1
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Within it, in this thread, the mode of :func:`observed` looks at nothing."""
+    before, _observer.rests = _observer.rests, True
+    try:
+        yield
+    finally:
+        _observer.rests = before
+
+
+def observer_rests() -> bool:
+    """Whether the mode of :func:`observed` has to let everything pass as it is."""
+    return _observer.rests
 
 
 @cache
@@ -36,7 +77,7 @@ def _ordinary(device: str) -> frozenset[int]:
     assert _keys_of is not None
     found = set()
     for inference in (False, True):
-        with torch.inference_mode(inference):
+        with unobserved(), torch.inference_mode(inference):
             found.add(_keys_of(torch.empty(0, device=device)).raw_repr())
     return frozenset(found)
 
@@ -51,6 +92,10 @@ def dispatcher_idle(arguments: tuple[Any, ...]) -> bool:
     if torch.compiler.is_compiling() or not _known:
         return False
     if forward_ad._current_level >= 0 or any(watcher() for watcher in _watchers):
+        return False
+    assert _modes is not None
+    modes = _modes()
+    if modes and modes > _observer.modes:
         return False
     if has_torch_function(arguments):  # of a subclass without dispatch keys of its own, or a mode
         return False

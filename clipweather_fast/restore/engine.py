@@ -94,6 +94,7 @@ class Engine:
         self._joins = any(isinstance(module, EfficientAttention) for module in model.modules())
         self.report = Report(str(device))
         self._encodes = hasattr(model, "encode_prior")
+        self._compiles = compile
         self._call: Callable[..., Any] = torch.compile(model) if compile else model
         self._estimates: dict[torch.dtype, memory.Estimate] = {}
         # What memory has been found not to suffice for, until now.
@@ -328,17 +329,26 @@ class Engine:
 
     def _estimate(self, precision: torch.dtype) -> memory.Estimate:
         if precision not in self._estimates:
-            # Computed before: an encoder that is built on first use must not be built of tensors
-            # without memory.
-            prior = self.encode_prior(torch.zeros(1, 3, 32, 32))
+            prior = self._any_prior()
 
             def network(x: Tensor) -> Tensor:
                 call = self.model if prior is None else lambda x: self.model(x, prior)
                 y: Tensor = self._autocast(precision, call, x)
                 return y.float()
 
-            self._estimates[precision] = memory.estimate(network, self.device)
+            self._estimates[precision] = memory.estimate(
+                network, self.device, self.model, frozen=not self._compiles
+            )
         return self._estimates[precision]
+
+    def _any_prior(self) -> Tensor | None:
+        """Some prior of the right length; None if the network has none."""
+        length = getattr(self.model, "prior_length", None)
+        if length is not None:
+            return torch.zeros(1, length, device=self.device) if length else None
+        # Computed before: an encoder that is built on first use must not be built of tensors
+        # without memory.
+        return self.encode_prior(torch.zeros(1, 3, 32, 32))
 
     def _halve(self, height: int, width: int, side: int | None, count: int, failure: str) -> None:
         """Makes the next attempt smaller, and all later ones."""

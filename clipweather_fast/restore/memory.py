@@ -1,34 +1,36 @@
 """How much memory a network needs for a picture of a size, and how much a device has.
 
-The network is run on tensors without memory (PyTorch's fake tensors) of two sizes, and the bytes
-that are alive at once are counted. Between and beyond the two sizes the peak is taken as
-a · pixels + b · pixels²; the square is attention that stores its scores. What libraries need inside
-one operator is not seen: ``MARGIN`` stands for it.
+What a pass allocates is counted on two pictures (:mod:`.footprint`); between and beyond them the
+peak is taken as c + a · pixels + b · pixels². The square is attention that stores its scores. What
+is not seen, such as what libraries need inside one operator, ``MARGIN`` stands for.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from clipweather_fast.modules._joint_keys import joint_keys
+from clipweather_fast.models.network import RestorationNetwork
+from clipweather_fast.restore.footprint import Call, dry_trace, fake_trace, growth
 
 __all__ = ["Estimate", "available_bytes", "estimate"]
 
-#: Times the counted bytes: what operators need inside, and what an allocator cannot use.
+#: Times the counted bytes: what operators need inside, and what an allocator cannot use. With
+#: glibc's, which keeps what is freed in pieces of up to 32 MiB, a picture of full HD takes up to
+#: 1.47 times what is counted.
 MARGIN = 1.5
+#: Beside them: what libraries keep for each new size.
+LIBRARIES = 48 << 20
 #: Of what is free, so much is used; the rest is for others.
 SHARE = {"cpu": 0.6, "cuda": 0.85}
-#: Sides of the two trial pictures.
+#: Sides of the two trial pictures without memory.
 TRIALS = (512, 2048)
+#: Shorter side of the smaller real one. The other is twice it, so that in the deepest layer, too,
+#: rows and columns can be told apart.
+DRY_SIDE = 64
 #: Taken for a network that does not run on fake tensors: clipweather_base needs an eighth.
 UNKNOWN_BYTES_PER_PIXEL = 1024
 
@@ -41,15 +43,18 @@ class Estimate:
         per_pixel: a.
         per_pixel_squared: b.
         paused: what a tile holds while it waits for the others' keys, by its pixels.
+        fixed: c.
     """
 
     per_pixel: float
     per_pixel_squared: float = 0.0
     paused: float = 0.0
+    fixed: float = 0.0
 
     def bytes(self, pixels: int) -> int:
         """Peak of a pass over so many pixels, with the margin."""
-        return int(MARGIN * (self.per_pixel * pixels + self.per_pixel_squared * pixels**2))
+        grown = self.per_pixel * pixels + self.per_pixel_squared * pixels**2
+        return LIBRARIES + int(MARGIN * (self.fixed + grown))
 
     def paused_bytes(self, pixels: int) -> int:
         """What all tiles of a picture hold while they wait, with the margin."""
@@ -58,30 +63,47 @@ class Estimate:
     def side(self, limit: int, step: int) -> int:
         """The largest multiple of ``step`` whose square fits into ``limit`` bytes; at least one."""
         a, b = MARGIN * self.per_pixel, MARGIN * self.per_pixel_squared
-        root = (a * a + 4 * b * limit) ** 0.5
-        pixels = 2 * limit / (a + root) if a + root else 0.0
+        left = max(0.0, limit - LIBRARIES - MARGIN * self.fixed)
+        root = (a * a + 4 * b * left) ** 0.5
+        pixels = 2 * left / (a + root) if a + root else 0.0
         return max(step, int(pixels**0.5) // step * step)
 
 
 def estimate(
-    network: Callable[[Tensor], Tensor], device: torch.device, sizes: Sequence[int] = TRIALS
+    network: Call, device: torch.device, model: nn.Module | None = None, frozen: bool = True
 ) -> Estimate:
-    """Counts what a network needs, in about a second and without computing anything.
+    """Counts what a network needs, without computing what it computes.
 
     Args:
         network: (1, 3, H, W) float32 to (1, 3, H, W).
         device: where its parameters are.
-        sizes: two sides of square pictures.
+        model: the module that ``network`` calls. If it is one of this package, on the CPU, this
+            takes some hundredths of a second; else up to two seconds.
+        frozen: whether it computes in its frozen form where it can; not if it is compiled.
     """
+    if device.type == "cpu" and isinstance(model, RestorationNetwork) and _of_this_package(model):
+        side = max(DRY_SIDE, model.size_multiple, model.minimum_size)
+        for form in (frozen, False):  # on small pictures operators may choose by the size
+            small, large = (dry_trace(network, k * side, 2 * k * side, form) for k in (1, 2))
+            found = growth(small, large)
+            if found is not None:
+                return Estimate(found.linear, found.square, found.paused, found.fixed)
     try:
-        (small, _), (large, paused) = (_peak(network, device, side) for side in sizes)
+        small, large = (fake_trace(network, side, side, device) for side in TRIALS)
     except Exception:  # a foreign network may do what fake tensors cannot
         return Estimate(UNKNOWN_BYTES_PER_PIXEL)
-    few, many = (side**2 for side in sizes)
-    square = (large / many - small / few) / (many - few)
+    few, many = small.pixels, large.pixels
+    square = (large.peak / many - small.peak / few) / (many - few)
+    paused = large.paused / many
     if square <= 0:
-        return Estimate(small / few, paused=paused / many)
-    return Estimate(max(0.0, small / few - square * few), square, paused / many)
+        return Estimate(small.peak / few, paused=paused)
+    return Estimate(max(0.0, small.peak / few - square * few), square, paused)
+
+
+def _of_this_package(model: nn.Module) -> bool:
+    """Whether all layers are this package's and PyTorch's: these compute with tensors alone."""
+    own = ("torch.nn.", "clipweather_fast.")
+    return all(type(module).__module__.startswith(own) for module in model.modules())
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -94,64 +116,6 @@ def available_bytes(device: torch.device) -> int | None:
         return None
     found = [value for value in (_of_the_machine(), _of_the_container()) if value is not None]
     return int(SHARE["cpu"] * min(found)) if found else None
-
-
-# ---- counting ----------------------------------------------------------------------------------
-
-
-class _Living(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, and the most there were at once."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        results = func(*args, **(kwargs or {}))
-        for value in tree_leaves(results):
-            if isinstance(value, Tensor):
-                self._count(value)
-        self.peak = max(self.peak, self.now)
-        return results
-
-    def _count(self, value: Tensor) -> None:
-        storage = value.untyped_storage()
-        if storage._cdata in self._known:
-            return
-        size = storage.nbytes()
-        self._known.add(storage._cdata)
-        self.now += size
-        weakref.finalize(storage, self._forget, storage._cdata, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-class _Paused:
-    """Counts what is alive where a layer asks for keys."""
-
-    def __init__(self, living: _Living) -> None:
-        self.living, self.most = living, 0
-
-    def joined(self, layer: object, tokens: Tensor, height: int, width: int) -> Tensor:
-        self.most = max(self.most, self.living.now)
-        return tokens
-
-
-def _peak(network: Callable[[Tensor], Tensor], device: torch.device, side: int) -> tuple[int, int]:
-    """Bytes alive at once, and the most while a layer asks for keys."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True), _Living() as living:
-        paused = _Paused(living)
-        image = torch.empty(1, 3, side, side, device=device)
-        with joint_keys(paused):
-            network(image.contiguous(memory_format=torch.channels_last))
-    return int(living.peak), int(paused.most)
 
 
 # ---- the machine -------------------------------------------------------------------------------

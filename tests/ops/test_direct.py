@@ -9,10 +9,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipweather_fast import ops
 from clipweather_fast.ops import _registration
-from clipweather_fast.ops._direct import dispatcher_idle
+from clipweather_fast.ops._direct import dispatcher_idle, observed, observer_rests, unobserved
 
 
 def image(**kwargs: object) -> Tensor:
@@ -29,6 +30,22 @@ def test_ordinary_tensors_need_no_dispatcher() -> None:
     assert dispatcher_idle((image().requires_grad_(), torch.nn.Parameter(image())))
     with torch.inference_mode():
         assert dispatcher_idle((image(),))
+
+
+def test_an_observer_keeps_nobody_from_calling_directly() -> None:
+    class Looking(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    with observed(), Looking():
+        assert dispatcher_idle((image(),))
+        with Looking():
+            assert not dispatcher_idle((image(),))
+        with unobserved():
+            assert observer_rests()
+    assert not observer_rests()
+    with Looking():
+        assert not dispatcher_idle((image(),))
 
 
 def while_faked() -> bool:

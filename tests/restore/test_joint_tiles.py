@@ -14,7 +14,9 @@ from clipweather_fast.modules._joint_keys import joined, joint_keys
 from clipweather_fast.ops import use_backend
 from clipweather_fast.ops._backends import requested_backend
 from clipweather_fast.restore import PrecisionWarning, Restorer, joint_tiles
+from clipweather_fast.restore.footprint import fake_trace
 from clipweather_fast.restore.memory import Estimate
+from known_networks import tiny_network
 
 
 class Attentive(nn.Module):
@@ -175,6 +177,15 @@ def test_what_waits_counts_as_memory() -> None:
     # At least the picture (3 floats a pixel) and the tokens (one): both are there while it waits.
     assert 16 <= estimate.paused <= estimate.per_pixel
     assert Estimate(10.0, 0.0, 4.0).paused_bytes(100) == 600
+
+
+def test_what_waits_is_the_same_at_small_pictures_as_at_large_ones() -> None:
+    """Of the package's networks small pictures are counted: 59 bytes a pixel wait in float32."""
+    restorer = Restorer(tiny_network(prior_encoder="none"))
+    found = restorer._engine._estimate(torch.float32)
+    whole = fake_trace(restorer._engine.model, 1024, 1024, torch.device("cpu"))
+    # Counted with fake tensors is the module, whose residual stream lies elsewhere.
+    assert whole.paused / 1024**2 <= found.paused <= 1.5 * whole.paused / 1024**2
 
 
 def test_the_backend_that_was_chosen_holds_in_every_tile(picture: Tensor) -> None:

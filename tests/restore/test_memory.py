@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clipweather_fast.restore import Restorer, memory
+from clipweather_fast.restore.footprint import fake_trace
 from clipweather_fast.restore.memory import Estimate, estimate
 from known_networks import tiny_network
 
@@ -40,21 +41,31 @@ def peak():
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 torch.set_num_threads(1)
-network = Wide() if {wide} else tiny_network(prior_encoder="none")
-restorer = Restorer(network, dtype="float32", tile={tile})
+network = Wide() if {form!r} == "wide" else tiny_network(prior_encoder="none")
+if {form!r} == "modules":  # a hook keeps a network from its frozen form
+    network.decoder.register_forward_pre_hook(lambda module, arguments: None)
+restorer = Restorer(network, dtype={dtype!r}, tile={tile})
 picture = np.zeros({shape}, np.uint8)
 picture[:] = 100
-need = restorer._engine._estimate(torch.float32).bytes(picture.shape[0] * picture.shape[1])
+loaded = set(sys.modules)
+estimate = restorer._engine._estimate(torch.{dtype})
+slow = {form!r} != "wide" and "torch._dynamo" in set(sys.modules) - loaded
+need = estimate.bytes(picture.shape[0] * picture.shape[1])
 restorer(picture[:64, :64])
 before = peak()
 restorer(picture)
-print(json.dumps({{"rise": peak() - before, "need": need, "picture": picture.nbytes}}))
+rise = peak() - before
+print(json.dumps({{"rise": rise, "need": need, "picture": picture.nbytes, "slow": slow}}))
 """
 
 
-def measured(wide: bool, tile: int | None, shape: tuple[int, int, int]) -> dict[str, int]:
+def measured(
+    form: str, dtype: str, tile: int | None, shape: tuple[int, int, int]
+) -> dict[str, int]:
     """By how much a fresh process's memory rises when it restores a picture, and the estimate."""
-    program = PROBE.format(tests=str(Path(__file__).parents[1]), wide=wide, tile=tile, shape=shape)
+    program = PROBE.format(
+        tests=str(Path(__file__).parents[1]), form=form, dtype=dtype, tile=tile, shape=shape
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, int] = json.loads(done.stdout)
@@ -67,18 +78,27 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
-@pytest.mark.parametrize("wide", [True, False])
-def test_the_estimate_is_what_a_pass_takes(wide: bool) -> None:
-    found = measured(wide, None, (1100, 1100, 3))
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        ("wide", "float32"),
+        ("frozen", "float32"),
+        ("frozen", "bfloat16"),
+        ("modules", "float32"),
+    ],
+)
+def test_the_estimate_is_what_a_pass_takes(form: str, dtype: str) -> None:
+    found = measured(form, dtype, None, (1100, 1100, 3))
     # The result, 3 bytes per pixel, is not part of the pass.
     rise = found["rise"] - found["picture"]
-    # Counted are the modules' tensors; a network in its frozen form holds fewer at once.
-    assert rise <= found["need"] <= 2.5 * rise
+    assert rise <= found["need"] <= 2 * rise
+    # Fake tensors bring PyTorch's compiler with them, which takes longer than many a picture.
+    assert not found["slow"]
 
 
 @needs_proc
 def test_memory_is_bounded_by_the_tile_and_not_by_the_picture() -> None:
-    found = measured(True, 256, (3000, 2600, 3))
+    found = measured("wide", "float32", 256, (3000, 2600, 3))
     # Beside the result: a row of tiles in float32 and its overlap, and what a tile takes.
     row = 256 * 2600 * 12
     assert found["rise"] <= found["picture"] + 2 * row + 64 * MIB
@@ -105,8 +125,9 @@ def test_the_count_holds_between_and_beyond_the_trials() -> None:
     network = tiny_network(prior_encoder="none")
     found = estimate(network, CPU)
     for side in (256, 1024, 4096):
-        counted, _ = memory._peak(network, CPU, side)
-        assert found.bytes(side * side) == pytest.approx(memory.MARGIN * counted, rel=0.1)
+        counted = fake_trace(network, side, side, CPU).peak
+        expected = memory.LIBRARIES + memory.MARGIN * counted
+        assert found.bytes(side * side) == pytest.approx(expected, rel=0.1)
 
 
 class Stubborn(nn.Module):
@@ -147,11 +168,14 @@ def test_nothing_is_built_of_tensors_without_memory() -> None:
 @given(
     a=st.floats(1, 5000),
     b=st.one_of(st.just(0.0), st.floats(1e-9, 1e-2)),
+    fixed=st.one_of(st.just(0.0), st.floats(1, 1e8)),
     limit=st.integers(1 << 20, 1 << 40),
     step=st.sampled_from([1, 16, 64]),
 )
-def test_the_side_is_the_largest_that_fits(a: float, b: float, limit: int, step: int) -> None:
-    found = Estimate(a, b)
+def test_the_side_is_the_largest_that_fits(
+    a: float, b: float, fixed: float, limit: int, step: int
+) -> None:
+    found = Estimate(a, b, fixed=fixed)
     side = found.side(limit, step)
     assert side % step == 0
     assert side == step or found.bytes(side * side) <= limit
