@@ -65,7 +65,7 @@ def _speeds(contents: list[dict[str, Any]]) -> list[str]:
         *map(_line, sorted(found, key=_order)),
         "",
         "A first call is all there was time for where it says so. It holds what `Restorer` does "
-        "once for all pictures, such as estimating its memory, and so says less than there is.",
+        "once for all pictures, such as packing weights, and so says less than there is.",
         "",
     ]
 

@@ -6,9 +6,9 @@ part, with random weights, unless a case says that the prior is given. The sides
 the network's true floating-point operations at the rate of a matrix product of the same dtype in
 the same run.
 
-Every case has a limit of time. When it is used up further sides are left out, and what is too
-slow for a second round counts with fewer: ``rounds`` says how many, ``first_call`` that it was the
-first.
+Every case has a limit of time. When it is used up further sides are left out, so that second calls
+can be timed of all that take part: a first call has in it what a program does once. ``rounds`` says
+how many there were, ``first_call`` that there was no time for a second.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from clipweather_fast.models._padding import padded
 from clipweather_fast.restore.memory import available_bytes
 from clipweather_fast.speed import network_for_timing, pytorch_alone
 
-__all__ = ["SideUnavailable", "build", "forget", "network", "scores_fit"]
+__all__ = ["SideUnavailable", "build", "forget", "network", "restorer_of", "scores_fit"]
 
 Call = Callable[[Tensor], Tensor]
 #: Times the bytes of the largest scores that the plain attention holds at once.
@@ -135,8 +135,13 @@ def build(name: str, size: Any, dtype: torch.dtype, device: str) -> Call:
     return _eager(original, dtype, device, channels_last, scores)
 
 
+def restorer_of(original: RestorationNetwork, dtype: torch.dtype, device: str) -> Restorer:
+    """Ours, as a user has it."""
+    return Restorer(copy.deepcopy(original), device=device, dtype=dtype)
+
+
 def _ours(original: RestorationNetwork, dtype: torch.dtype, device: str) -> Call:
-    restorer = Restorer(copy.deepcopy(original), device=device, dtype=dtype)
+    restorer = restorer_of(original, dtype, device)
 
     def call(image: Tensor) -> Tensor:
         restored: Tensor = restorer(image)
