@@ -35,8 +35,8 @@ from clipweather_fast.speed import network_for_timing, pytorch_alone
 __all__ = ["SideUnavailable", "build", "forget", "network", "restorer_of", "scores_fit"]
 
 Call = Callable[[Tensor], Tensor]
-#: Times the bytes of the largest scores that the plain attention holds at once.
-SCORES_HELD = 3
+#: Times the bytes of the largest scores that the plain attention holds at once: their softmax too.
+SCORES_HELD = 2
 
 
 class SideUnavailable(RuntimeError):
