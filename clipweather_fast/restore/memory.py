@@ -84,7 +84,10 @@ def estimate(
     if device.type == "cpu" and isinstance(model, RestorationNetwork) and _of_this_package(model):
         side = max(DRY_SIDE, model.size_multiple, model.minimum_size)
         for form in (frozen, False):  # on small pictures operators may choose by the size
-            small, large = (dry_trace(network, k * side, 2 * k * side, form) for k in (1, 2))
+            try:
+                small, large = (dry_trace(network, k * side, 2 * k * side, form) for k in (1, 2))
+            except Exception:  # hooks may do what results without meaning do not allow
+                break
             found = growth(small, large)
             if found is not None:
                 return Estimate(found.linear, found.square, found.paused, found.fixed)
