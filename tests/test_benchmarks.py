@@ -21,6 +21,7 @@ from benchmarks.correctness import WrongResult, truth_of  # noqa: E402
 from benchmarks.models import (  # noqa: E402
     bench_pictures,
     picture_contest,
+    picture_memory,
     picture_sides,
     picture_trace,
 )
@@ -382,6 +383,26 @@ def test_second_calls_are_of_all_sides_alike() -> None:
     assert chosen(first, left=7.0, limit=40.0) == (["ours", "eager sdpa", "openvino"], 7.0)
     assert chosen(first, left=1.0, limit=40.0) == (["ours", "eager sdpa"], 5.0)
     assert chosen(first, left=1.0, limit=4.0) == (list(first), 1.0)
+
+
+def test_memory_is_told_of_right_pictures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    off = {"ours": 0.0, "eager": 1e-4}
+
+    def measured(
+        side: str, model: str, dtype: str, width: int, height: int, result: Path
+    ) -> object:
+        if side == "eager sdpa":
+            return {"refused": "took too long"}
+        torch.save(torch.full((1, 3, 2, 2), 0.5 + off[side]), result)
+        return {"peak_bytes": 2 << 30, "beyond_loaded_bytes": 1 << 30}
+
+    monkeypatch.setattr(picture_memory, "measured", measured)
+    found = picture_memory.rows("a network", 8, 8, ("ours", "eager", "eager sdpa"))
+    assert list(found) == ["a network 8x8 float32", "a network 8x8 bfloat16"]
+    assert found["a network 8x8 float32"]["eager sdpa"] == {"refused": "took too long"}
+    off["eager"] = 2e-3  # in 16 bits it may be
+    with pytest.raises(WrongResult, match=r"eager: 0.002 from ours, allowed is 0.001"):
+        picture_memory.rows("a network", 8, 8, ("ours", "eager"))
 
 
 def test_operations_of_a_picture_are_those_of_its_layers() -> None:
