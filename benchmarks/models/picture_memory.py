@@ -39,7 +39,8 @@ COUNTED = (
     "resident size of a process of its own that restores one float32 picture in memory, after a "
     "64 x 64 one: peak_bytes is its largest while it does, with Python, PyTorch, the weights (the "
     "prior encoder's and, of ours, the packed ones too), the picture and the result; "
-    "beyond_loaded_bytes is what of it came after the weights and the picture were there; tile: "
+    "beyond_loaded_bytes is what of it came after the weights and the picture were there and "
+    "malloc_trim had given back what loading had freed; tile: "
     "side of the tiles that Restorer chose, null: whole"
 )
 DTYPES = ("float32", "bfloat16")
