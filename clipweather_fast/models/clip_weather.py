@@ -130,7 +130,8 @@ class ClipWeather(RestorationNetwork):
     def encode_prior(self, image: Tensor) -> Tensor | None:
         """The prior (N, prior_dim) of whole pictures (N, 3, H, W) in [0, 1].
 
-        A frozen encoder computes in float32 and passes no gradient.
+        A frozen encoder passes no gradient. It computes in float32; on the CPU, under autocast to
+        bfloat16 and without gradients, CLIP's vision transformers multiply in bfloat16.
 
         Raises:
             ValueError: if the encoder's vectors are not of length ``config.prior_dim``.
