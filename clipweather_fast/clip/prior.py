@@ -76,14 +76,15 @@ class PriorEncoder(nn.Module):
         """
         check_image(self.kind, image)
         if not self.frozen:
-            return self._encode(self._prepared(image))
+            return self._encode(self.prepared(image))
         with torch.no_grad():
-            pixels = self._prepared(image)
+            pixels = self.prepared(image)
             if pixels.shape[0] == 0:  # open_clip's reshapes cannot take no picture
                 return pixels.new_zeros(0, self.dim)
             return self._encode(pixels)
 
-    def _prepared(self, image: Tensor) -> Tensor:
+    def prepared(self, image: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] as normalised squares (N, 3, size, size)."""
         pixels = normalised(squared(image, self.size), self.mean, self.std)
         return pixels.to(self._dtype())
 

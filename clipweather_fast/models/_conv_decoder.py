@@ -77,9 +77,10 @@ class ConvDecoder(nn.Module):
     Args:
         dims: channels of the four stages.
         tail: channels at strides 2 and 1.
+        outputs: channels of the last convolution.
     """
 
-    def __init__(self, dims: tuple[int, ...], tail: tuple[int, ...]) -> None:
+    def __init__(self, dims: tuple[int, ...], tail: tuple[int, ...], outputs: int = 3) -> None:
         super().__init__()
         d1, d2, d3, d4 = dims
         d0, channels = tail
@@ -93,7 +94,7 @@ class ConvDecoder(nn.Module):
         self.convd2x = Up(d1, d0)
         self.dense_1 = nn.Sequential(Residual(d0))
         self.convd1x = Up(d0, channels)
-        self.conv_output = Conv(channels, 3)
+        self.conv_output = Conv(channels, outputs)
 
     def features(self, stages: list[Tensor], deepest: Tensor) -> Tensor:
         """What the last convolution makes a picture of, (N, C, H, W).
@@ -112,7 +113,7 @@ class ConvDecoder(nn.Module):
         return y
 
     def forward(self, stages: list[Tensor], deepest: Tensor) -> Tensor:
-        """The picture before its last activation, (N, 3, H, W); arguments as :meth:`features`."""
+        """What the last activation gets, (N, outputs, H, W); arguments as :meth:`features`."""
         y: Tensor = self.conv_output(self.features(stages, deepest))
         return y
 

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from clipweather_fast.models._frozen_network import FrozenNetwork
     from clipweather_fast.models.network import RestorationNetwork
 
-__all__ = ["frozen_form"]
+__all__ = ["FormKey", "form_dtype", "form_key", "frozen_form"]
 
-_Key = tuple[Any, ...]
-_forms: WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[_Key, FrozenNetwork, Fingerprint]]]
+FormKey = tuple[Any, ...]
+_forms: WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[FormKey, FrozenNetwork, Fingerprint]]]
 _forms = WeakKeyDictionary()
 _building = Lock()
 
@@ -62,14 +62,12 @@ def frozen_form(
         picture: the padded and normalised picture.
         prior: projected; None: there is none.
     """
-    dtype = _precision()
-    if dtype is None or torch.is_grad_enabled() or picture.device.type != "cpu":
+    if torch.is_grad_enabled():
         return None
-    if picture.dtype != torch.float32 or not dispatcher_idle((picture, prior)):
+    dtype = form_dtype(picture, prior)
+    if dtype is None:
         return None
-    if requested_backend() not in ("auto", "cpu") or _why_not(dtype) is not None:
-        return None
-    key = _key(network)
+    key = form_key(network, _known_classes())
     if key is None:
         return None
     with _building:
@@ -86,6 +84,16 @@ def frozen_form(
                 form = FrozenNetwork(network, dtype)
             forms[dtype] = (key, form, Fingerprint(own))
         return form
+
+
+def form_dtype(picture: Tensor, prior: Tensor | None = None) -> torch.dtype | None:
+    """What a form that takes these tensors multiplies in now; None: there can be none."""
+    dtype = _precision()
+    if dtype is None or picture.device.type != "cpu" or picture.dtype != torch.float32:
+        return None
+    if not dispatcher_idle((picture, prior)) or requested_backend() not in ("auto", "cpu"):
+        return None
+    return dtype if _why_not(dtype) is None else None
 
 
 def _precision() -> torch.dtype | None:
@@ -133,16 +141,20 @@ def _known_classes() -> frozenset[type[nn.Module]]:
     )
 
 
-def _key(network: nn.Module) -> _Key | None:
+def form_key(network: nn.Module, known: frozenset[type[nn.Module]]) -> FormKey | None:
     """What a form depends on: the layers and the state of their weights; None: there can be none.
 
-    The prior encoder is no part of a form. It has computed before, by its own call.
+    A network's prior encoder is no part of its form. It has computed before, by its own call.
+
+    Args:
+        network: what the form stands for.
+        known: the classes whose computation the form repeats.
     """
     if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
         return None
     if not torch.backends.mkldnn.enabled:
         return None
-    known, found = _known_classes(), []
+    found: list[int] = []
     pending: list[nn.Module] = [network]
     while pending:
         layer = pending.pop()

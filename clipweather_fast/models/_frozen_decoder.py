@@ -34,11 +34,13 @@ class FrozenTail:
         up: the decoder's last transposed convolution.
         detail: the branch at full resolution, if there is one.
         last: the last convolution, before tanh.
-        adds_picture: whether the picture is added to the result.
+        adds_picture: whether the picture is added to the result; all of it, or, where the last
+            convolution has four outputs, as much as the fourth says.
     """
 
     def __init__(self, up: Up, detail: Detail | None, last: Conv, adds_picture: bool) -> None:
         self.adds_picture = adds_picture
+        self.adds = 0 if not adds_picture else last.conv2d.out_channels - 2
         layers: list[nn.Conv2d | nn.ConvTranspose2d | None] = [up.conv2d, None, None, last.conv2d]
         if detail is not None:
             layers[1:3] = [detail.conv1.conv2d, detail.conv2.conv2d]
@@ -63,7 +65,7 @@ class FrozenTail:
             _native.DTYPE_CODES[features.dtype],
             picture.data_ptr(),
             self.native,
-            self.adds_picture,
+            self.adds,
             y.data_ptr(),
             (n, height, width, *self.channels, height, width),
             torch.get_num_threads(),

@@ -57,7 +57,7 @@ class FrozenNetwork:
         if isinstance(network, ClipWeather):
             skeleton, decoder = network.prior_embedding, network.decoder
             last = decoder.conv_output
-            adds_picture = network.config.residual_output
+            adds_picture = bool(network.config.residual_output)
             detail = network.detail if network.config.detail_channels else None
         else:
             assert isinstance(network, TransWeather)

@@ -6,12 +6,17 @@ import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from clipweather_fast.models._frozen import form_dtype
+from clipweather_fast.models._frozen_tower import frozen_tower
 from clipweather_fast.models.config import ClipWeatherConfig
+
+if TYPE_CHECKING:
+    from clipweather_fast.clip import PriorEncoder
 
 __all__ = ["FrozenPrior", "built_encoder"]
 
@@ -32,10 +37,23 @@ class FrozenPrior:
         self.encoders: list[nn.Module] = []
 
     def __call__(self, image: Tensor) -> Tensor:
-        """The prior (N, prior_dim), computed in float32 and without gradient."""
-        encoder = self._on(image.device)
+        """The prior (N, prior_dim), computed without gradient.
+
+        In float32, except on the CPU under autocast to bfloat16 and where no gradient is wanted:
+        there CLIP's vision transformer multiplies in bfloat16, as the network does.
+        """
+        encoder, pixels = self._on(image.device), image.float()
+        dtype = form_dtype(pixels)
+        if torch.is_grad_enabled() and dtype is not None:
+            dtype = torch.float32  # what is learnt is learnt from the same prior everywhere
         with torch.no_grad(), _no_autocast(image.device.type):
-            prior: Tensor = encoder(image.float())
+            form = None
+            if dtype is not None and len(pixels):
+                form = frozen_tower(encoder, dtype)
+            if form is None:
+                prior: Tensor = encoder(pixels)
+            else:
+                prior = form(cast("PriorEncoder", encoder).prepared(pixels))
             return prior.to(image.dtype)
 
     def _on(self, device: torch.device) -> nn.Module:

@@ -52,7 +52,8 @@ class ClipWeather(RestorationNetwork):
         super().__init__(config, size_multiple=64)
         self.encoder = Encoder(config, self._feed_forward, intra_patch=config.intra_patch)
         self.prior_embedding = PriorEmbedding(config)
-        self.decoder = ConvDecoder(config.dims, config.decoder_tail)
+        self._gated = config.residual_output == "gated"
+        self.decoder = ConvDecoder(config.dims, config.decoder_tail, 4 if self._gated else 3)
         if config.detail_channels:
             self.detail = Detail(config.decoder_tail[1], config.detail_channels)
         self._frozen = FrozenPrior(config)
@@ -99,7 +100,10 @@ class ClipWeather(RestorationNetwork):
         if self.config.detail_channels:
             features = self.detail(features, picture)
         y = torch.tanh(self.decoder.conv_output(features))
-        return y + (picture + 1) / 2 if self.config.residual_output else y
+        if not self.config.residual_output:
+            return y
+        image = (picture + 1) / 2
+        return y[:, :3] + (1 - y[:, 3:]) * image if self._gated else y + image
 
     def _projected(self, prior: Tensor | None, n: int) -> Tensor | None:
         """p (N, prior_width) of the prior (N or 1, prior_dim)."""
@@ -134,7 +138,8 @@ class ClipWeather(RestorationNetwork):
     def encode_prior(self, image: Tensor) -> Tensor | None:
         """The prior (N, prior_dim) of whole pictures (N, 3, H, W) in [0, 1].
 
-        A frozen encoder computes in float32 and passes no gradient.
+        A frozen encoder passes no gradient. It computes in float32; on the CPU, under autocast to
+        bfloat16 and without gradients, CLIP's vision transformers multiply in bfloat16.
 
         Raises:
             ValueError: if the encoder's vectors are not of length ``config.prior_dim``.

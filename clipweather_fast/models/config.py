@@ -190,7 +190,10 @@ class ClipWeatherConfig(NetworkConfig):
         prior_fuse: ``"sum"``: E = P + γp; ``"concat"``: E = [P; γp].
         gamma_init: γ at the start. At 0 the prior has no influence until γ has learned.
         residual_output: whether the picture is added to what the network computes; a new network
-            then gives back what it gets. The paper's computes the picture itself.
+            then gives back what it gets. ``"gated"``: the network also computes how much of the
+            picture is added, tanh(F) + (1 - tanh(g)) · picture with g the last convolution's fourth
+            channel, so that what hides the scene can be replaced and a veil divided out. The
+            paper's (False) computes the picture itself.
         detail_channels: width of a branch at full resolution that shows the decoder's features the
             picture; 0: there is none, as in the paper's.
     """
@@ -217,7 +220,7 @@ class ClipWeatherConfig(NetworkConfig):
     prior_mlp_ratio: float = 4.0
     prior_fuse: str = "sum"
     gamma_init: float = 0.0
-    residual_output: bool = False
+    residual_output: bool | str = False
     detail_channels: int = 0
 
     @property
@@ -246,7 +249,7 @@ class ClipWeatherConfig(NetworkConfig):
         self._require_word("sar_sign", 1, -1)
 
     def _check_output(self) -> None:
-        self._require_flags("residual_output")
+        self._require_word("residual_output", False, True, "gated")
         channels = self.detail_channels
         absent = channels == 0 and not isinstance(channels, bool)
         self._require("detail_channels", absent or _count(channels), f"0 or {COUNT}")

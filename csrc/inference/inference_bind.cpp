@@ -38,7 +38,7 @@ ConvParameters layer_of(const Layer& layer) {
 // layers: up, first, second, last. sizes: N, H, W of the picture; C, D, E of the layers; the rows
 // and columns that are wanted.
 void picture_tail(Address x, int x_type, Address picture, const std::array<Layer, 4>& layers,
-                  bool adds_picture, Address y, const std::array<int64_t, 8>& sizes, int threads) {
+                  int adds, Address y, const std::array<int64_t, 8>& sizes, int threads) {
   PictureTailArgs args{};
   args.x = pointer<const void>(x);
   args.picture = pointer<const float>(picture);
@@ -48,7 +48,7 @@ void picture_tail(Address x, int x_type, Address picture, const std::array<Layer
   args.n = sizes[0], args.h = sizes[1], args.w = sizes[2];
   args.c = sizes[3], args.d = sizes[4], args.e = sizes[5];
   args.rows = sizes[6], args.columns = sizes[7];
-  args.adds_picture = adds_picture;
+  args.adds = static_cast<Adds>(adds);
   args.x_type = static_cast<DType>(x_type);
   args.threads = threads;
   CLIPWEATHER_CPU_CALL(picture_tail, args);

@@ -16,19 +16,23 @@ struct ConvParameters {
   const float* bias;  // or null
 };
 
+// y = tanh(l), tanh(l) + p or, with the last layer's fourth output g, tanh(l) + (1 - tanh(g)) p,
+// where p = (picture + 1) / 2.
+enum class Adds : int { kNothing = 0, kPicture = 1, kGated = 2 };
+
 struct PictureTailArgs {
   const void* x;          // (N, H / 2, W / 2, C) x_type
   const float* picture;   // (N, H, W, 3) in [-1, 1]; null where nothing reads it
   ConvParameters up;      // (C, D, 4, 4): stride 2, padding 1
   ConvParameters first;   // (E, D + 3, 3, 3), of the branch
   ConvParameters second;  // (D, E, 3, 3), of the branch
-  ConvParameters last;    // (3, D, 3, 3)
+  ConvParameters last;    // (3, D, 3, 3); for kGated (4, D, 3, 3)
   float* y;               // (N, rows, columns, 3)
   int64_t n, h, w;        // of the picture; h and w are even
   int64_t c, d, e;
   int64_t rows, columns;  // wanted of the picture, from its upper left corner
-  bool adds_picture;      // y = tanh(…) + (picture + 1) / 2
-  DType x_type;           // float32, or bfloat16: then the layers multiply in bfloat16
+  Adds adds;
+  DType x_type;  // float32, or bfloat16: then the layers multiply in bfloat16
   int threads;
 };
 

@@ -98,7 +98,8 @@ struct Layers {
       convolution(first, a.first, a.d + 3, a.e, kOutputs);
       convolution(second, a.second, a.e, a.d, kOutputs);
     }
-    convolution(last, a.last, a.d, 3, 3);
+    const int64_t outputs = a.adds == Adds::kGated ? 4 : 3;
+    convolution(last, a.last, a.d, outputs, outputs);
   }
 
   Buffer<float> room;
@@ -320,19 +321,41 @@ class Flow {
       branch ? detailed_row(source.next) : features_row(source.next);
     const float* rows[3];
     about(source, y, rows);
-    const float* pixels = a_.adds_picture ? a_.picture + ((n_ * a_.h + y) * a_.w) * 3 : nullptr;
+    const int64_t stride = source.stride;
+    switch (a_.adds) {
+      case Adds::kNothing:
+        last_row<Adds::kNothing>(rows, stride, y);
+        break;
+      case Adds::kPicture:
+        last_row<Adds::kPicture>(rows, stride, y);
+        break;
+      case Adds::kGated:
+        last_row<Adds::kGated>(rows, stride, y);
+    }
+  }
+
+  template <Adds kAdds>
+  void last_row(const float* const (&rows)[3], int64_t stride, int64_t y) {
+    constexpr int kOut = kAdds == Adds::kGated ? 4 : 3;
+    constexpr int kWide = kOutputs == 8 ? (kOut == 4 ? 6 : 8) : (kOut == 4 ? 3 : 4);
+    const float* pixels = a_.picture + ((n_ * a_.h + y) * a_.w) * 3;
     float* to = a_.y + ((n_ * a_.rows + y) * a_.columns) * 3;
-    constexpr int kWide = kOutputs == 8 ? 8 : 4;
-    convolve_row<Channels, 3, kWide>(
-        rows, source.stride, layers_.last.planes, layers_.last.weight, layers_.last.bias, left_,
-        right_, [&](int64_t x, const Lanes* sums) {
-          float values[3][kPixels];
-          for (int k = 0; k < 3; ++k) store(values[k], tanh(sums[k]));
+    convolve_row<Channels, kOut, kWide>(
+        rows, stride, layers_.last.planes, layers_.last.weight, layers_.last.bias, left_, right_,
+        [&](int64_t x, const Lanes* sums) {
+          float values[kOut][kPixels];
+          for (int k = 0; k < kOut; ++k) store(values[k], tanh(sums[k]));
           const int64_t count = right_ - x < kPixels ? right_ - x : kPixels;
           for (int64_t i = 0; i < count; ++i)
             for (int k = 0; k < 3; ++k) {
               const int64_t at = 3 * (x + i) + k;
-              to[at] = pixels == nullptr ? values[k][i] : values[k][i] + (pixels[at] + 1.0f) * 0.5f;
+              float value = values[k][i];
+              if constexpr (kAdds != Adds::kNothing) {
+                float added = (pixels[at] + 1.0f) * 0.5f;
+                if constexpr (kAdds == Adds::kGated) added *= 1.0f - values[3][i];
+                value += added;
+              }
+              to[at] = value;
             }
         });
   }

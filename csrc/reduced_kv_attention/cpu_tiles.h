@@ -72,6 +72,10 @@ struct Pairs {
     const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, p + stride));
     return (Vector<float>)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
   }
+  // Two vectors one after the other, rounded to bf16.
+  CLIPWEATHER_INLINE static void store_two(bfloat16_t* p, Vector<float> low, Vector<float> high) {
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+  }
   // Units (first[i], second[i]), rounded to bf16.
   CLIPWEATHER_INLINE static Vector<float> interleave(Vector<float> first, Vector<float> second) {
     const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)first));
@@ -213,6 +217,8 @@ struct Result {
   Into into;
   typename M::Sum factor;
   const typename M::Sum* keep;
+  // Where it is not null: a vector for each row, raised to the largest of the row's results.
+  typename M::Sum* highest = nullptr;
 };
 
 // Steps summed in registers at a time. Rounding errors grow with the length of a running sum; and
@@ -223,7 +229,7 @@ template <class M, int kWidth>
 CLIPWEATHER_INLINE void multiply_group(const typename M::Unit* a, const Left<M>& left,
                                        const typename M::Unit* packed, int64_t steps,
                                        typename M::Sum* to, const Result<M>& result, Into into,
-                                       const typename M::Sum* keep) {
+                                       const typename M::Sum* keep, typename M::Sum* highest) {
   using A = typename M::Sum;
   constexpr int64_t lanes = kLanes<A>;
   Vector<A> sum[kRowGroup][kWidth] = {};
@@ -238,28 +244,42 @@ CLIPWEATHER_INLINE void multiply_group(const typename M::Unit* a, const Left<M>&
       for (int v = 0; v < kWidth; ++v) sum[r][v] = M::madd(sum[r][v], unit, b[v]);
     }
   }
+  if (result.factor != A{1}) {
+#pragma GCC unroll 6
+    for (int r = 0; r < kRowGroup; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kWidth; ++v) sum[r][v] *= result.factor;
+  }
 #pragma GCC unroll 6
   for (int r = 0; r < kRowGroup; ++r, to += result.row_stride) {
 #pragma GCC unroll 4
     for (int v = 0; v < kWidth; ++v) {
-      Vector<A> value = sum[r][v] * result.factor;
-      if (into == Into::kAdd) value += load(to + v * lanes);
-      if (into == Into::kKeep) value += load(to + v * lanes) * keep[r];
-      store(to + v * lanes, value);
+      if (into == Into::kAdd) sum[r][v] += load(to + v * lanes);
+      if (into == Into::kKeep) sum[r][v] += load(to + v * lanes) * keep[r];
+      store(to + v * lanes, sum[r][v]);
     }
+    if (highest == nullptr) continue;
+    Vector<A> high = load(highest + r * lanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v) high = max(sum[r][v], high);
+    store(highest + r * lanes, high);
   }
 }
 
 template <class M, int kWidth>
 void multiply_panel(const Left<M>& left, const typename M::Unit* packed, int64_t steps,
                     int64_t rows, int64_t column, const Result<M>& result) {
-  for (int64_t s = 0; s < steps; s += kRunningSteps)
+  constexpr int64_t lanes = kLanes<typename M::Sum>;
+  for (int64_t s = 0; s < steps; s += kRunningSteps) {
+    const bool last = s + kRunningSteps >= steps;
     for (int64_t row = 0; row < rows; row += kRowGroup)
-      multiply_group<M, kWidth>(left.units + row * left.row_stride + s * left.step_stride, left,
-                                packed + s * kWidth * kLanes<typename M::Sum>,
-                                smaller(kRunningSteps, steps - s),
-                                result.sums + row * result.row_stride + column, result,
-                                s == 0 ? result.into : Into::kAdd, result.keep + row);
+      multiply_group<M, kWidth>(
+          left.units + row * left.row_stride + s * left.step_stride, left,
+          packed + s * kWidth * lanes, smaller(kRunningSteps, steps - s),
+          result.sums + row * result.row_stride + column, result, s == 0 ? result.into : Into::kAdd,
+          result.keep + row,
+          last && result.highest != nullptr ? result.highest + row * lanes : nullptr);
+  }
 }
 
 // result (rows, vectors * lanes) from left (rows, steps) and the packed operand. Rows are computed
@@ -290,12 +310,9 @@ void multiply(const Left<M>& left, const typename M::Unit* packed, int64_t steps
   }
 }
 
-// Maximum of a row of whole vectors; a NaN does not win.
 template <class A>
-CLIPWEATHER_INLINE A row_maximum(const A* row, int64_t vectors) {
+CLIPWEATHER_INLINE A horizontal_maximum(Vector<A> high) {
   constexpr int64_t lanes = kLanes<A>;
-  Vector<A> high = load(row);
-  for (int64_t v = 1; v < vectors; ++v) high = max(load(row + v * lanes), high);
   A values[lanes];
   std::memcpy(values, &high, sizeof high);
   for (int64_t width = lanes / 2; width > 0; width /= 2)
@@ -304,47 +321,63 @@ CLIPWEATHER_INLINE A row_maximum(const A* row, int64_t vectors) {
   return values[0];
 }
 
+// Maximum of a row of whole vectors; a NaN does not win.
+template <class A>
+CLIPWEATHER_INLINE A row_maximum(const A* row, int64_t vectors) {
+  constexpr int64_t lanes = kLanes<A>;
+  Vector<A> high = load(row);
+  for (int64_t v = 1; v < vectors; ++v) high = max(load(row + v * lanes), high);
+  return horizontal_maximum<A>(high);
+}
+
 // ---- exponential --------------------------------------------------------------------------------
 
 // 2^x for x <= 0; zero far below 2^-126; NaN stays NaN. The polynomials are relative minimax fits
-// on
-// [-1/2, 1/2]: 2e-9 for fp32 sums; 3e-6 where the result is rounded to bf16 (2^-9) anyway.
+// of 2^f with the value 1 at f = 0.
+#if defined(__AVX512F__)
+// f is what x has above the whole number below it, in [0, 1); both that and the scaling by it are
+// single instructions, and right for infinities. 1e-8 for fp32 sums; 9e-5 where the result is
+// rounded to bf16 (2e-3) anyway.
 template <class M>
 CLIPWEATHER_INLINE Vector<float> exp2_nonpositive(Vector<float> x) {
-#if defined(__AVX512F__)
-  x = max(broadcast(-1000.0f), x);  // gives the second where one is NaN
+  const Vector<float> f = (Vector<float>)_mm512_reduce_ps((__m512)x, 1);
+  Vector<float> p;
+  if constexpr (M::kDepth == 2) {
+    p = f * 0x1.3baaa6p-4f + 0x1.d2378ap-3f;
+    p = p * f + 0x1.63e658p-1f;
+  } else {
+    p = f * 0x1.c54174p-13f + 0x1.46d64ep-10f;
+    p = p * f + 0x1.3d0b92p-7f;
+    p = p * f + 0x1.c68912p-5f;
+    p = p * f + 0x1.ebfd58p-3f;
+    p = p * f + 0x1.62e42cp-1f;
+  }
+  p = p * f + 1.0f;
+  return (Vector<float>)_mm512_scalef_ps((__m512)p, (__m512)x);
+}
 #else
-  x = max(broadcast(-127.0f), x);
-#endif
+// f is what x has beyond the nearest whole number, in [-1/2, 1/2]: 2e-9.
+template <class M>
+CLIPWEATHER_INLINE Vector<float> exp2_nonpositive(Vector<float> x) {
+  x = max(broadcast(-127.0f), x);  // gives the second where one is NaN
   const float kRound = 0x1.8p23f;
   const Vector<float> shifted = x + kRound;
   const Vector<float> whole = shifted - kRound;
   const Vector<float> f = x - whole;
-  Vector<float> p;
-  if constexpr (M::kDepth == 2) {
-    p = f * 0x1.3997d6p-7f + 0x1.ca1440p-5f;
-    p = p * f + 0x1.ec06dap-3f;
-    p = p * f + 0x1.62e0dcp-1f;
-    p = p * f + 0x1.ffffe8p-1f;
-  } else {
-    p = f * 0x1.41d334p-13f + 0x1.5f456ap-10f;
-    p = p * f + 0x1.3b2dbcp-7f;
-    p = p * f + 0x1.c6aed4p-5f;
-    p = p * f + 0x1.ebfbdap-3f;
-    p = p * f + 0x1.62e430p-1f;
-    p = p * f + 1.0f;
-  }
-#if defined(__AVX512F__)
-  return (Vector<float>)_mm512_scalef_ps((__m512)p, (__m512)whole);
-#else
+  Vector<float> p = f * 0x1.41d334p-13f + 0x1.5f456ap-10f;
+  p = p * f + 0x1.3b2dbcp-7f;
+  p = p * f + 0x1.c6aed4p-5f;
+  p = p * f + 0x1.ebfbdap-3f;
+  p = p * f + 0x1.62e430p-1f;
+  p = p * f + 1.0f;
   VectorU32 bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + 127u) << 23;  // kRound's own bits leave on the left
   Vector<float> power;
   std::memcpy(&power, &bits, sizeof power);
   return p * power;
-#endif
 }
+#endif
 template <class M>
 CLIPWEATHER_INLINE Vector<double> exp2_nonpositive(Vector<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_exp2(x[i]);

@@ -53,7 +53,7 @@ inline AttentionRuns attention_runs(const AttentionSizes& size) {
 inline int64_t attention_workspace(const AttentionSizes& size) {
   const int64_t width = size.dtype == DType::kFloat64 ? 8 : 4, slack = 32 * 64;
   const int64_t d = (size.d + 31) / 32 * 32, keys = kAttentionKeyBlock, rows = kAttentionRows;
-  return width * (2 * keys * d + rows * d + rows * (keys + 16) + kAttentionChunk * (d + 2)) + slack;
+  return width * (2 * keys * d + rows * d + rows * (keys + 32) + kAttentionChunk * (d + 2)) + slack;
 }
 inline int64_t attention_backward_workspace(const AttentionSizes& size) {
   const int64_t width = size.dtype == DType::kFloat64 ? 8 : 4, slack = 32 * 64;

@@ -1,9 +1,9 @@
 // Forward on the CPU. A task owns up to kChunk queries of one head. It packs a block of keys and
 // values once (they stay in L2) and walks its queries in tiles of kRows: S = Q K^T by a
-// register-tiled multiplication, softmax of the tile's rows while they lie in L1, O += P V. Beyond
-// kKeyBlock keys the next block rescales the rows' sums (online softmax), so memory is bounded
-// whatever the key count. Bound by FMA issue: packing costs 1-2 % and the exponential about 10 % of
-// 4096 x 256 at d = 64.
+// register-tiled multiplication that also finds the rows' maxima, softmax of the tile's rows while
+// they lie in L1, O += P V. Beyond kKeyBlock keys the next block rescales the rows' sums (online
+// softmax), so memory is bounded whatever the key count. Bound by FMA issue: packing costs 1-2 %
+// and the exponential about 10 % of 4096 x 256 at d = 64.
 #include "common/cpu_threads.h"
 #include "reduced_kv_attention/cpu_tiles.h"
 #include "reduced_kv_attention/reduced_kv_attention.h"
@@ -23,9 +23,13 @@ struct Forward {
   using A = typename M::Sum;
   using Unit = typename M::Unit;
   static constexpr int64_t kLane = kLanes<A>;
+  static constexpr A kInfinity = static_cast<A>(__builtin_inf());
 
   const AttentionForwardArgs& args;
   const AttentionSizes& size;
+  // Scores are kept as products times `before`, which is -1 where the scale is negative, so that
+  // the largest weighs most; times `factor` they are powers of 2.
+  A before, factor;
   int64_t d_vectors, d_units, blocks, block_keys;
   // Packed operands, the tile, and the state of the task's rows.
   Unit* key_panels;
@@ -36,8 +40,16 @@ struct Forward {
   A* row_max;
   A* row_sum;
   A* row_keep;
+  A* row_highest;  // a vector for each row of a tile
 
   Forward(const AttentionForwardArgs& a, char* workspace) : args(a), size(a.size) {
+    const A log2_scale = static_cast<A>(size.scale * 1.4426950408889634074);
+    if (sizeof(A) == sizeof(double) || !(log2_scale != A{0})) {
+      // In float64 as the backward pass has them, so that their roundings cancel.
+      before = log2_scale, factor = A{1};
+    } else {
+      before = log2_scale < A{0} ? A{-1} : A{1}, factor = before * log2_scale;
+    }
     d_vectors = ceil_div(size.d, kLane);
     d_units = round_up(ceil_div(size.d, M::kDepth), kLane);
     blocks = ceil_div(size.keys, kKeyBlock);
@@ -51,6 +63,7 @@ struct Forward {
     row_max = take<A>(workspace, kChunk);
     row_sum = take<A>(workspace, kChunk);
     row_keep = take<A>(workspace, kRows);
+    row_highest = take<A>(workspace, kRows * kLane);
   }
 
   template <class X>
@@ -81,16 +94,19 @@ struct Forward {
     const T* const q = static_cast<const T*>(args.q) + n * size.q_stride[0] +
                        row * size.q_stride[1] + head * size.q_stride[2];
     const int64_t vectors = ceil_div(keys, kLane), stride = block_keys + kSkew;
-    const A factor =
-        static_cast<A>(size.scale * 1.4426950408889634074);  // the scores in powers of 2
+    const bool whole = keys % kLane == 0;
+    if (whole)
+      for (int64_t i = 0; i < kRows * kLane; ++i) row_highest[i] = -kInfinity;
     pack_left<M>(q, size.q_stride[1], rows, size.d, d_units, query_rows);
     multiply<M>({query_rows, d_units, 1}, key_panels, ceil_div(size.d, M::kDepth), rows, vectors,
-                {scores, stride, Into::kSet, factor, row_keep});
+                {scores, stride, Into::kSet, before, row_keep, whole ? row_highest : nullptr});
     A* const o = sums + (blocks > 1 ? slot * d_vectors * kLane : 0);
     for (int64_t r = 0; r < rows; ++r) {
       A* const s = scores + r * stride;
-      for (int64_t j = keys; j < vectors * kLane; ++j) s[j] = -static_cast<A>(__builtin_inf());
-      softmax_row(s, vectors, first, row_max[slot + r], row_sum[slot + r], row_keep[r]);
+      for (int64_t j = keys; j < vectors * kLane; ++j) s[j] = -kInfinity;
+      const A high =
+          whole ? horizontal_maximum<A>(load(row_highest + r * kLane)) : row_maximum(s, vectors);
+      softmax_row(s, vectors, high, first, row_max[slot + r], row_sum[slot + r], row_keep[r]);
     }
     const Left<M> weights{reinterpret_cast<const Unit*>(scores),
                           stride * static_cast<int64_t>(sizeof(A) / sizeof(Unit)), 1};
@@ -99,41 +115,50 @@ struct Forward {
     if (last) finish(n, head, row, rows, slot, o);
   }
 
-  // s becomes 2^(s - max), in place, as the units PV multiplies; `keep` is what the sums so far are
-  // worth now.
-  static CLIPWEATHER_INLINE void softmax_row(A* s, int64_t vectors, bool first, A& row_max,
-                                             A& row_sum, A& keep) {
-    const A high = row_maximum(s, vectors);
+  // s becomes 2^(factor (s - max)), in place, as the units PV multiplies; `high` is the largest of
+  // s, `keep` is what the sums so far are worth now.
+  CLIPWEATHER_INLINE void softmax_row(A* s, int64_t vectors, A high, bool first, A& row_max,
+                                      A& row_sum, A& keep) const {
     const A old = row_max;
     const A now = first || high > old ? high : old;
     // A row without a finite score yet has no maximum to subtract: its weights are zero, not NaN.
-    const A shift = now == -static_cast<A>(__builtin_inf()) ? A{0} : now;
-    Vector<A> sum = {};
-    for (int64_t v = 0; v < vectors; ++v) {
-      const Vector<A> p = exp2_nonpositive<M>(load(s + v * kLane) - shift);
-      sum += p;
-      store_weights(s, v, p);
-    }
-    const A added = horizontal_sum<A>(sum);
-    keep = first ? A{0} : exp2_nonpositive<M>(broadcast<A>(old - shift))[0];
+    const A shift = now == -kInfinity ? A{0} : now;
+    const A added = weigh_row(s, vectors, shift);
+    keep = first ? A{0} : exp2_nonpositive<M>(broadcast<A>((old - shift) * factor))[0];
     row_sum = first ? added : row_sum * keep + added;
     row_max = now;
   }
 
-  static CLIPWEATHER_INLINE void store_weights(A* s, int64_t v, Vector<A> p) {
-    // bf16 weights overwrite scores already read: half as wide, from the row's start.
-    if constexpr (M::kDepth == 2)
-      store(reinterpret_cast<T*>(s) + v * kLane, p);
-    else
-      store(s + v * kLane, p);
+  // Their sum. bf16 weights overwrite scores already read: half as wide, from the row's start.
+  CLIPWEATHER_INLINE A weigh_row(A* s, int64_t vectors, A shift) const {
+    Vector<A> sum[2] = {};
+    int64_t v = 0;
+    const auto next = [&](int64_t i) {
+      // Subtracted first: the largest has weight 1 exactly.
+      const Vector<A> p = exp2_nonpositive<M>((load(s + (v + i) * kLane) - shift) * factor);
+      sum[i] += p;
+      return p;
+    };
+    if constexpr (M::kDepth == 2) {
+      for (; v + 2 <= vectors; v += 2) {
+        const Vector<A> low = next(0), high = next(1);
+        M::store_two(reinterpret_cast<T*>(s) + v * kLane, low, high);
+      }
+      if (v < vectors) store(reinterpret_cast<T*>(s) + v * kLane, next(0));
+    } else {
+      for (; v < vectors; ++v) store(s + v * kLane, next(0));
+    }
+    return horizontal_sum<A>(sum[0] + sum[1]);
   }
 
   void finish(int64_t n, int64_t head, int64_t row, int64_t rows, int64_t slot, const A* o) {
     A* const lse = static_cast<A*>(args.lse) + (n * size.heads + head) * size.queries + row;
     for (int64_t r = 0; r < rows; ++r, o += d_vectors * kLane) {
       const A inverse = A{1} / row_sum[slot + r];
-      lse[r] = static_cast<A>((row_max[slot + r] + __builtin_log2(row_sum[slot + r])) *
-                              0.69314718055994530942);
+      // Fused, so that the product's rounding is not in what the backward pass takes exponents of.
+      const double log2_sum =
+          __builtin_fma(row_max[slot + r], factor, __builtin_log2(row_sum[slot + r]));
+      lse[r] = static_cast<A>(log2_sum * 0.69314718055994530942);
       T* const out =
           static_cast<T*>(args.out) + ((n * size.queries + row + r) * size.heads + head) * size.d;
       int64_t c = 0;

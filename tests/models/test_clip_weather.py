@@ -152,8 +152,9 @@ def test_at_gamma_zero_gamma_learns_first() -> None:
 
 
 @torch.no_grad()
-def test_with_the_picture_added_a_new_network_is_the_identity() -> None:
-    network = ClipWeather(SMALL_CLIP.replace(residual_output=True)).eval()
+@pytest.mark.parametrize("how", [True, "gated"])
+def test_with_the_picture_added_a_new_network_is_the_identity(how: bool | str) -> None:
+    network = ClipWeather(SMALL_CLIP.replace(residual_output=how)).eval()
     image = photograph(50, 70, n=2)
     torch.testing.assert_close(network(image, prior_of(network, 2)), image, rtol=0, atol=3e-7)
 
@@ -163,6 +164,25 @@ def test_the_picture_is_added_to_what_the_network_computes() -> None:
     adding.load_state_dict(plain.state_dict())
     image, prior = photograph(50, 70), prior_of(plain)
     torch.testing.assert_close(adding(image, prior), plain(image, prior) + image)
+
+
+@torch.no_grad()
+def test_a_gate_says_how_much_of_the_picture_is_added() -> None:
+    gated, plain = small(residual_output="gated"), small()
+    state, last = gated.state_dict(), "decoder.conv_output.conv2d"
+    weight, bias = state[f"{last}.weight"], state[f"{last}.bias"]
+    image, prior = photograph(64, 64), prior_of(plain)
+    got = gated(image, prior)
+
+    def lasts(rows: list[int]) -> Tensor:
+        """What the last convolution's outputs are after tanh, three of them at a time."""
+        chosen = {f"{last}.weight": weight[rows], f"{last}.bias": bias[rows]}
+        plain.load_state_dict({**state, **chosen})
+        return plain(image, prior)
+
+    expected = lasts([0, 1, 2]) + (1 - lasts([3, 3, 3])) * image
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert float((lasts([3, 3, 3])).abs().max()) > 0.01
 
 
 def test_one_prior_serves_every_tile() -> None:
@@ -335,6 +355,7 @@ def test_in_bfloat16_the_picture_is_normalised_first() -> None:
         {"qkv_bias": False},
         {"intra_patch": False},
         {"residual_output": True},
+        {"residual_output": "gated"},
     ],
     ids=str,
 )

@@ -92,7 +92,7 @@ def test_unknown_fields_raise_and_name_the_nearest() -> None:
         ("prior_heads", 7, "a divisor of the channels 512"),
         ("prior_fuse", "product", "one of 'sum', 'concat'"),
         ("prior_token_std", -1.0, "0 or more"),
-        ("residual_output", 1, "True or False"),
+        ("residual_output", 1, "one of False, True, 'gated'"),
         ("gamma_init", float("nan"), "a number"),
         ("gamma_init", float("inf"), "a number"),
     ],

@@ -33,6 +33,8 @@ needs_bfloat16 = pytest.mark.skipif(
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "detail": {"detail_channels": 6, "residual_output": True},
+    "gated": {"residual_output": "gated"},
+    "gated detail": {"detail_channels": 5, "residual_output": "gated"},
     "no sar": {"num_kernels": 0},
     "sequential": {"sar_arrangement": "sequential", "sar_sign": -1},
     "direct": {"sar_arrangement": "direct"},
