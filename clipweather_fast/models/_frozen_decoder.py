@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clipweather_fast.models._conv_decoder import Conv, ConvDecoder, Detail, Residual, Up
-from clipweather_fast.models._frozen_layers import FrozenConv, FrozenUp
+from clipweather_fast.models._frozen_convolution import FrozenConv, FrozenUp
 from clipweather_fast.ops import _native
 
 __all__ = ["FrozenDecoder", "FrozenTail"]
@@ -22,9 +22,9 @@ class FrozenResidual:
         self.conv1 = FrozenConv(residual.conv1.conv2d, dtype)
         self.conv2 = FrozenConv(residual.conv2.conv2d, dtype, factor=0.1)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x, overwritten."""
-        return self.conv2.add_to(x, self.conv1(x, "relu"))
+    def __call__(self, x: Tensor, *skip: Tensor) -> Tensor:
+        """The result plus ``skip``, written over x."""
+        return self.conv2.add_to(x, self.conv1(x, "relu"), *skip)
 
 
 class FrozenTail:
@@ -101,7 +101,7 @@ class FrozenDecoder:
         x = _fitting(self.ups[0](deepest), f4).add_(f4)
         x = _fitting(self.ups[1](x), f3)
         for dense, skip, up in zip(self.dense[:3], (f3, f2, f1), self.ups[2:], strict=True):
-            x = up(dense(x).add_(skip))
+            x = up(dense(x, skip))
         return self.dense[3](x)
 
 

@@ -6,16 +6,13 @@ multiply in, float32 or bfloat16; the residual stream of the blocks stays in flo
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipweather_fast.ops import _native
 from clipweather_fast.ops.reduced_kv_attention import native_cpu
 
-__all__ = ["FrozenConv", "FrozenLinear", "FrozenNorm", "FrozenUp", "attended", "residual_norm"]
+__all__ = ["FrozenLinear", "FrozenNorm", "attended", "residual_norm"]
 
 NOTHING = (0, 0, 0.0)
 
@@ -128,53 +125,3 @@ def attended(q: Tensor, kv: Tensor, scale: float | None = None) -> Tensor:
     sums = torch.empty((n, heads, length))
     native_cpu.forward(q, k, v, d**-0.5 if scale is None else scale, out, sums)
     return out.view(n, length, heads * d)
-
-
-class FrozenConv:
-    """A dense convolution with what follows it: ReLU, or the sum with an image.
-
-    Args:
-        layer: the convolution.
-        dtype: what it computes in.
-        factor: of its result.
-    """
-
-    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype, factor: float = 1.0) -> None:
-        weight, bias = layer.weight.detach() * factor, layer.bias
-        layout = torch.channels_last
-        self.weight = weight.to(dtype).contiguous(memory_format=layout)
-        self.bias = None if bias is None else (bias.detach() * factor).to(dtype)
-        self.geometry: tuple[Any, ...] = (
-            list(layer.padding),
-            list(layer.stride),
-            list(layer.dilation),
-            layer.groups,
-        )
-        self.dtype = dtype
-
-    def __call__(self, image: Tensor, activation: str = "none") -> Tensor:
-        """(N, C, H, W) to (N, C', H', W'), through ``"none"`` or ``"relu"``."""
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            image.to(self.dtype), self.weight, self.bias, *self.geometry, activation, [], ""
-        )
-        return y
-
-    def add_to(self, total: Tensor, image: Tensor) -> Tensor:
-        """``total`` (N, C', H', W'), to which the convolution of the image was added in place."""
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise_(
-            total, image, self.weight, self.bias, *self.geometry, "add", 1.0, None, [], ""
-        )
-        return y
-
-
-class FrozenUp:
-    """A transposed convolution."""
-
-    def __init__(self, layer: nn.ConvTranspose2d, dtype: torch.dtype) -> None:
-        self.weight = layer.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
-        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-        self.stride, self.padding = list(layer.stride), list(cast(tuple[int, ...], layer.padding))
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C', 2H, 2W)."""
-        return F.conv_transpose2d(image, self.weight, self.bias, self.stride, self.padding)

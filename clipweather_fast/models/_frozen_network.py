@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from clipweather_fast.models._blocks import Block, PatchEmbed
 from clipweather_fast.models._conv_decoder import Detail
 from clipweather_fast.models._encoder import Encoder
+from clipweather_fast.models._frozen_convolution import FrozenConv
 from clipweather_fast.models._frozen_decoder import FrozenDecoder, FrozenTail
 from clipweather_fast.models._frozen_layers import (
-    FrozenConv,
     FrozenLinear,
     FrozenNorm,
     attended,

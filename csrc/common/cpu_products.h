@@ -93,7 +93,7 @@ inline void pack_panel(const Product<A>& p, int64_t k0, int64_t depth, int64_t n
   }
 }
 
-// A few rows of C, two vectors wide, and what they are made of.
+// A few rows of C, two vectors wide or one, and what they are made of.
 template <class A>
 struct Rows {
   const A* a;
@@ -104,45 +104,49 @@ struct Rows {
   int64_t before_row;
   A* c;
   int64_t c_row;
+  int64_t ahead = 8;  // rows of the panel that are fetched early
 };
 
-template <int kRows, class A>
+template <int kRows, int kVectors, class A>
 CLIPWEATHER_INLINE void add_block(const Rows<A>& rows) {
-  Vector<A> sum[kRows][2];
+  Vector<A> sum[kRows][kVectors];
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
-    sum[r][0] = load(rows.before + r * rows.before_row);
-    sum[r][1] = load(rows.before + r * rows.before_row + kLanes<A>);
-  }
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v)
+      sum[r][v] = load(rows.before + r * rows.before_row + v * kLanes<A>);
   const A *a = rows.a, *panel = rows.panel;
   const int64_t a_row = rows.a_row, a_column = rows.a_column, panel_row = rows.panel_row;
+  const int64_t ahead = rows.ahead * panel_row;
   for (int64_t k = rows.depth; k > 0; --k) {
-    const Vector<A> b0 = load(panel), b1 = load(panel + kLanes<A>);
-    __builtin_prefetch(panel + 8 * panel_row);
-    __builtin_prefetch(panel + 8 * panel_row + kLanes<A>);
+    Vector<A> b[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      b[v] = load(panel + v * kLanes<A>);
+      __builtin_prefetch(panel + ahead + v * kLanes<A>);
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       const Vector<A> x = broadcast(a[r * a_row]);
-      sum[r][0] += x * b0;
-      sum[r][1] += x * b1;
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += x * b[v];
     }
     a += a_column, panel += panel_row;
   }
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
-    store(rows.c + r * rows.c_row, sum[r][0]);
-    store(rows.c + r * rows.c_row + kLanes<A>, sum[r][1]);
-  }
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) store(rows.c + r * rows.c_row + v * kLanes<A>, sum[r][v]);
 }
 
 // The same for the last rows, fewer than kRowsAtOnce.
-template <int kRows, class A>
+template <int kRows, int kVectors = 2, class A>
 inline void add_rows(int64_t count, const Rows<A>& rows) {
   if (count == kRows) {
-    add_block<kRows>(rows);
+    add_block<kRows, kVectors>(rows);
     return;
   }
-  if constexpr (kRows > 1) add_rows<kRows - 1>(count, rows);
+  if constexpr (kRows > 1) add_rows<kRows - 1, kVectors>(count, rows);
 }
 
 // C's columns [n0, n0 + 2 kLanes).

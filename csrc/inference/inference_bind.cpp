@@ -1,6 +1,7 @@
 #include "common/bindings.h"
 #include "inference/picture_tail.h"
 #include "inference/residual_norm.h"
+#include "inference/winograd.h"
 
 namespace clipweather {
 namespace {
@@ -54,6 +55,23 @@ void picture_tail(Address x, int x_type, Address picture, const std::array<Layer
   CLIPWEATHER_CPU_CALL(picture_tail, args);
 }
 
+// sums: two images or 0. sizes: N, H, W of x; its channels and those of y.
+void winograd(Address x, const Layer& layer, const std::array<Address, 2>& sums, Address y,
+              const std::array<int64_t, 5>& sizes, int tile, int kind, bool relu,
+              int threads) {
+  WinogradArgs args{};
+  args.x = pointer<const float>(x);
+  args.weight = pointer<const float>(std::get<0>(layer));
+  args.bias = pointer<const float>(std::get<1>(layer));
+  args.sums[0] = pointer<const float>(sums[0]), args.sums[1] = pointer<const float>(sums[1]);
+  args.y = pointer<float>(y);
+  args.n = sizes[0], args.h = sizes[1], args.w = sizes[2];
+  args.c = sizes[3], args.d = sizes[4];
+  args.tile = tile, args.kind = static_cast<WinogradKind>(kind), args.relu = relu;
+  args.threads = threads;
+  CLIPWEATHER_CPU_CALL(winograd, args);
+}
+
 }  // namespace
 }  // namespace clipweather
 
@@ -61,5 +79,7 @@ CLIPWEATHER_BINDINGS(inference) {
   module.def("picture_tail_cpu", &clipweather::picture_tail,
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("residual_norm_cpu", &clipweather::residual_norm,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("winograd_cpu", &clipweather::winograd,
              pybind11::call_guard<pybind11::gil_scoped_release>());
 }

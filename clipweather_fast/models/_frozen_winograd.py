@@ -1,0 +1,129 @@
+"""Convolutions of the frozen form by Winograd's algorithm; see csrc/inference/cpu_winograd.h."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from clipweather_fast.ops import _native
+
+__all__ = ["Kind", "Winograd"]
+
+#: The finite points of F(m, 3).
+_POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.625, -0.625, 1.5, -1.5)}
+_PANEL, _PART = 32, 16  # kWinogradPanel and kWinogradPart of the native code
+
+
+class Kind(IntEnum):
+    """What a layer is, as the native code numbers it."""
+
+    SAME = 0
+    """3×3, padding 1."""
+    UP = 1
+    """Transposed 4×4, stride 2, padding 1."""
+    DOWN = 2
+    """3×3, stride 2, padding 1."""
+
+
+class Winograd:
+    """A convolution in float32 with its weight as Winograd's algorithm multiplies with it.
+
+    Args:
+        weight: (C', C, 3, 3); of :attr:`Kind.UP` (C, C', 4, 4).
+        bias: (C') float32, dense, or None.
+        kind: of the layer.
+        tile: m of F(m×m, 3×3): 2, or 4 except for :attr:`Kind.UP`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind, tile: int) -> None:
+        self.kind, self.tile, self.bias = kind, tile, bias
+        taps = weight.double().transpose(0, 1) if kind == Kind.UP else weight.double()
+        self.out_channels = taps.shape[0]
+        self.packed = _packed(taps, _axes(kind, tile))
+        self.native = (_native.address(self.packed), _native.address(bias))
+
+    def __call__(
+        self, x: Tensor, *sums: Tensor, relu: bool = False, out: Tensor | None = None
+    ) -> Tensor:
+        """An image (N, C, H, W), channels-last, to (N, C', H', W'), through ReLU, plus ``sums``.
+
+        Args:
+            sums: at most two of the result's shape, channels-last.
+            relu: whether there is one, before the sums.
+            out: the result; it may be one of the sums.
+        """
+        n, c, h, w = x.shape
+        if out is None:
+            sides = (h, w)
+            if self.kind == Kind.UP:
+                sides = (2 * h, 2 * w)
+            elif self.kind == Kind.DOWN:
+                sides = ((h + 1) // 2, (w + 1) // 2)
+            shape = (n, self.out_channels, *sides)
+            out = torch.empty(shape, memory_format=torch.channels_last)
+        first, second = (*(s.data_ptr() for s in sums), 0, 0)[:2]
+        _native.core().winograd_cpu(
+            x.data_ptr(),
+            self.native,
+            (first, second),
+            out.data_ptr(),
+            (n, h, w, c, self.out_channels),
+            self.tile,
+            int(self.kind),
+            relu,
+            torch.get_num_threads(),
+        )
+        return out
+
+
+def _axes(kind: Kind, tile: int) -> list[Tensor]:
+    """What makes a filter's taps to weights of the points, (points, taps), for each phase."""
+    axis = _axis(tile)
+    if kind == Kind.SAME:
+        return [axis]
+    if kind == Kind.DOWN:  # the outer taps see the odd inputs, the middle one the even ones
+        down = torch.zeros_like(axis)
+        down[:-1, 0], down[:-1, 2], down[-1, 1] = axis[:-1, 0], axis[:-1, 1], 1
+        return [down]
+    even, odd = axis.new_zeros(3, 4), axis.new_zeros(3, 4)
+    even[0, 3] = even[1, 1] = odd[1, 2] = odd[2, 0] = 1
+    return [axis @ even, axis @ odd]
+
+
+def _axis(tile: int) -> Tensor:
+    """G (m + 2, 3): values of the filter's polynomial at the points, scaled, and its last tap."""
+    points = torch.tensor(_POINTS[tile], dtype=torch.float64)
+    distances = points[:, None] - points + torch.eye(len(points), dtype=torch.float64)
+    values = points[:, None] ** torch.arange(3) / distances.prod(1, keepdim=True)
+    if tile == 2:
+        values[0] *= -1  # the native transform has it the other way round
+    return torch.cat([values, torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)])
+
+
+def _packed(taps: Tensor, axes: list[Tensor]) -> Tensor:
+    """Taps (C', C, k, k) as the native code reads them: panels of each point, float32."""
+    d, c = taps.shape[:2]
+    side, part = axes[0].shape[0], -(-d // _PART) * _PART
+    rows = [axis @ taps for axis in axes]
+    panels = []
+    for i in range(side):
+        for j in range(side):
+            columns = [
+                row[..., i, :] @ axis[j]
+                for p, row in enumerate(rows)
+                for q, axis in enumerate(axes)
+                if _belongs(i, p, side, len(axes)) and _belongs(j, q, side, len(axes))
+            ]
+            width = -(-len(columns) * part // _PANEL) * _PANEL
+            matrix = taps.new_zeros(width, c)
+            for k, column in enumerate(columns):
+                matrix[k * part : k * part + d] = column
+            panels.append(matrix.view(-1, _PANEL, c).transpose(1, 2).float().flatten())
+    return torch.cat(panels)
+
+
+def _belongs(point: int, phase: int, side: int, phases: int) -> bool:
+    """Whether a point counts for a phase: of two, the first lacks the last and vice versa."""
+    return phases == 1 or (point != side - 1 if phase == 0 else point != 0)

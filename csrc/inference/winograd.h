@@ -1,0 +1,38 @@
+// Convolutions of a finished network by Winograd's algorithm, with what follows them: bias, ReLU,
+// sums. Fewer multiplications than a direct convolution: see cpu_winograd.h.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cpu_dispatch.h"
+#include "common/dtype.h"
+
+namespace clipweather {
+
+enum class WinogradKind : int {
+  kSame = 0,  // 3x3, padding 1
+  kUp = 1,    // transposed 4x4, stride 2, padding 1
+  kDown = 2,  // 3x3, stride 2, padding 1
+};
+
+inline constexpr int64_t kWinogradPanel = 32;  // columns of a panel of the weight
+inline constexpr int64_t kWinogradPart = 16;   // a phase's channels are padded to a multiple
+
+// The weight has for each point its panels, and of each panel C rows of kWinogradPanel. A point's
+// columns are the channels of y, of kUp those of each phase that the point belongs to.
+struct WinogradArgs {
+  const float* x;  // (N, H, W, C)
+  const float* weight;
+  const float* bias;     // (D) or null
+  const float* sums[2];  // as y, added after the ReLU; or null; either may be y
+  float* y;              // (N, H, W, D); kUp: (N, 2 H, 2 W, D); kDown: (N, ceil(H / 2), ceil(W / 2), D)
+  int64_t n, h, w, c, d;
+  int tile;  // m of F(m x m, 3 x 3): 2, or 4
+  WinogradKind kind;
+  bool relu;
+  int threads;
+};
+
+}  // namespace clipweather
+
+CLIPWEATHER_CPU_KERNEL(winograd, WinogradArgs)

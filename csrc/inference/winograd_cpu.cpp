@@ -1,0 +1,260 @@
+// Blocks of tiles go through three steps while they are in cache: to points, at each point one
+// product with its matrix, back to pixels with all that follows. The products bound it; the weight
+// is read once per block.
+#include "inference/cpu_winograd.h"
+
+#include "common/cpu_buffer.h"
+#include "common/cpu_products.h"
+#include "common/cpu_threads.h"
+#include "inference/winograd.h"
+
+namespace clipweather {
+namespace CLIPWEATHER_ISA {
+namespace {
+
+constexpr int64_t kStep = kLanes<float>;
+// Tiles of a block: each reads the whole weight, which comes from L3 or from memory.
+constexpr int64_t kBlock = 36;
+// Rows of a panel fetched early: with few tiles a panel is used up before memory answers.
+constexpr int64_t kAhead = 32;
+
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+// A stride of so many floats that neighbours at it do not fall into the same set of a cache.
+int64_t spread(int64_t floats) { return (round_up(floats, 16) / 16 | 1) * 16; }
+
+struct Pixel {
+  int64_t n, row, column;  // of a tile's first output pixel, at the coarse side
+};
+
+template <int kTile, WinogradKind kKind>
+class Winograd {
+ public:
+  typedef LayerAxis<kTile, kKind> Axis;
+  static constexpr bool kUp = kKind == WinogradKind::kUp, kDown = kKind == WinogradKind::kDown;
+  static constexpr int kIn = Axis::kIn, kSide = Axis::kSide, kPoints = kSide * kSide;
+
+  explicit Winograd(const WinogradArgs& args)
+      : args_(args),
+        h_(kDown ? (args.h + 1) / 2 : args.h),
+        w_(kDown ? (args.w + 1) / 2 : args.w),
+        high_(ceil_div(h_, kTile)),
+        wide_(ceil_div(w_, kTile)),
+        part_(round_up(args.d, kWinogradPart)),
+        entered_row_(spread(args.c)) {
+    constexpr int kWeights = Axis::kWeights;
+    int64_t at = 0, starts[kWeights][kWeights];
+    for (int i = 0; i < kWeights; ++i)
+      for (int j = 0; j < kWeights; ++j) {
+        starts[i][j] = at;
+        at += args.c * round_up(columns(i, j), kWinogradPanel);
+      }
+    for (int i = 0; i < kSide; ++i)
+      for (int j = 0; j < kSide; ++j) {
+        columns_[i * kSide + j] = columns(i, j);
+        weight_[i * kSide + j] =
+            starts[i < kWeights ? i : kWeights - 1][j < kWeights ? j : kWeights - 1];
+      }
+  }
+
+  void run() const {
+    const int64_t tiles = args_.n * high_ * wide_;
+    const int threads = args_.threads > 0 ? args_.threads : 1;
+    const int64_t blocks = ceil_div(tiles, kBlock);
+    if (blocks >= 2 * threads) {  // a thread has its own blocks
+      const Room room(*this, ceil_div(tiles, blocks));
+      Buffer<float> floats(threads * room.size);
+      parallel_tasks(blocks, threads, [&](int64_t task, int thread) {
+        const int64_t begin = tiles * task / blocks, end = tiles * (task + 1) / blocks;
+        block(room, floats.get() + thread * room.size, begin, end, 1);
+      });
+      return;
+    }
+    const int64_t each = ceil_div(tiles, ceil_div(tiles, kBlock * threads));
+    const Room room(*this, each);
+    Buffer<float> floats(room.size);
+    for (int64_t begin = 0; begin < tiles; begin += each)
+      block(room, floats.get(), begin, begin + each < tiles ? begin + each : tiles, threads);
+  }
+
+ private:
+  // Where a block's numbers lie.
+  struct Room {
+    Room(const Winograd& self, int64_t tiles) {
+      entered_point = spread(tiles * self.entered_row_);
+      int64_t at = kPoints * entered_point;
+      for (int e = 0; e < kPoints; ++e) {
+        product[e] = at;
+        product_row[e] = spread(round_up(self.columns_[e], kWinogradPanel));
+        at += spread(tiles * product_row[e]);
+      }
+      patch = at;
+      const int64_t threads = self.args_.threads > 0 ? self.args_.threads : 1;
+      size = at + round_up(threads * kIn * kIn * self.args_.c, 16);
+    }
+    int64_t entered_point;
+    int64_t product[kPoints], product_row[kPoints];
+    int64_t patch, size;
+  };
+
+  static int axis_phases(int i) { return kUp && i != 0 && i != kSide - 1 ? 2 : 1; }
+  int64_t columns(int i, int j) const { return axis_phases(i) * axis_phases(j) * part_; }
+
+  Pixel first_of(int64_t tile) const {
+    return {tile / (high_ * wide_), tile / wide_ % high_ * kTile, tile % wide_ * kTile};
+  }
+
+  void block(const Room& room, float* floats, int64_t begin, int64_t end, int threads) const {
+    const int64_t tiles = end - begin;
+    parallel_tasks(tiles, threads, [&](int64_t t, int thread) {
+      float* patch = floats + room.patch + thread * kIn * kIn * args_.c;
+      enter(room, floats + t * entered_row_, patch, first_of(begin + t));
+    });
+    const int64_t panels = ceil_div(columns_[kSide + 1], kWinogradPanel);  // most of any point
+    parallel_tasks(kPoints * panels, threads, [&](int64_t task, int) {
+      const int e = static_cast<int>(task / panels);
+      const int64_t column = task % panels * kWinogradPanel;
+      if (column < columns_[e]) multiply(room, floats, tiles, e, column);
+    });
+    parallel_tasks(tiles, threads, [&](int64_t t, int) {
+      const Pixel at = first_of(begin + t);
+      if constexpr (kUp) {
+        leave<0, 0>(room, floats, t, at), leave<0, 1>(room, floats, t, at);
+        leave<1, 0>(room, floats, t, at), leave<1, 1>(room, floats, t, at);
+      } else {
+        leave<kBoth, kBoth>(room, floats, t, at);
+      }
+    });
+  }
+
+  // A tile's pixels and those around it; what is beyond the image is zero.
+  void enter(const Room& room, float* to, float* patch, const Pixel& at) const {
+    constexpr int64_t kScale = kDown ? 2 : 1;
+    const int64_t c = args_.c, top = kScale * at.row - 1, left = kScale * at.column - 1;
+    const float* from = args_.x + ((at.n * args_.h + top) * args_.w + left) * c;
+    int64_t from_row = args_.w * c;
+    if (top < 0 || left < 0 || top + kIn > args_.h || left + kIn > args_.w) {
+      const int64_t first = left < 0 ? 1 : 0;
+      const int64_t last = left + kIn > args_.w ? args_.w - left : kIn;
+      for (int64_t i = 0; i < kIn; ++i) {
+        float* row = patch + i * kIn * c;
+        std::memset(row, 0, static_cast<size_t>(kIn * c) * sizeof(float));
+        if (top + i >= 0 && top + i < args_.h)
+          std::memcpy(row + first * c, from + i * from_row + first * c,
+                      static_cast<size_t>((last - first) * c) * sizeof(float));
+      }
+      from = patch, from_row = kIn * c;
+    }
+    const int64_t whole = c / kStep * kStep;
+    const int64_t point = room.entered_point;
+    for (int64_t i = 0; i < whole; i += kStep)
+      enter_tile<Axis>(
+          [&](int row, int column) { return load(from + row * from_row + column * c + i); },
+          [&](int row, int column, Vector<float> v) {
+            store(to + (row * kSide + column) * point + i, v);
+          });
+    if (whole < c)
+      enter_tile<Axis>(
+          [&](int row, int column) {
+            return load_first(from + row * from_row + column * c + whole, c - whole);
+          },
+          [&](int row, int column, Vector<float> v) {
+            store_first(to + (row * kSide + column) * point + whole, v, c - whole);
+          });
+  }
+
+  // Columns [column, column + kWinogradPanel) of a point's product.
+  void multiply(const Room& room, float* floats, int64_t tiles, int e, int64_t column) const {
+    alignas(64) static constexpr float kZeros[2 * kStep] = {};
+    const float* panel = args_.weight + weight_[e] + column * args_.c;
+    const int64_t live = columns_[e] - column < kWinogradPanel ? columns_[e] - column : kWinogradPanel;
+    const int64_t groups = ceil_div(tiles, kRowsAtOnce);
+    for (int64_t n = 0; n < live; n += 2 * kStep)
+      for (int64_t group = 0; group < groups; ++group) {
+        const int64_t m = tiles * group / groups, after = tiles * (group + 1) / groups;
+        const Rows<float> rows{floats + e * room.entered_point + m * entered_row_,
+                               entered_row_,
+                               1,
+                               panel + n,
+                               kWinogradPanel,
+                               args_.c,
+                               kZeros,
+                               0,
+                               floats + room.product[e] + m * room.product_row[e] + column + n,
+                               room.product_row[e],
+                               kAhead};
+        if (n + kStep < live)
+          add_rows<kRowsAtOnce>(after - m, rows);
+        else
+          add_rows<kRowsAtOnce, 1>(after - m, rows);
+      }
+  }
+
+  // What a phase's pixels of a tile become.
+  template <int kRowPhase, int kColumnPhase>
+  void leave(const Room& room, const float* floats, int64_t t, const Pixel& at) const {
+    const float* from[kSide][kSide];
+    for (int e = 0; e < kPoints; ++e) {
+      const int i = e / kSide, j = e % kSide;
+      // A point's phases lie by rows, then by columns.
+      const int row = kRowPhase == 1 && axis_phases(i) == 2 ? axis_phases(j) : 0;
+      const int column = kColumnPhase == 1 && axis_phases(j) == 2 ? 1 : 0;
+      from[i][j] = floats + room.product[e] + t * room.product_row[e] + (row + column) * part_;
+    }
+    constexpr int64_t kScale = kUp ? 2 : 1;
+    const int64_t width = kScale * w_, rows = h_ - at.row, columns = w_ - at.column;
+    const int64_t top = kScale * at.row + (kRowPhase == 1);
+    const int64_t left = kScale * at.column + (kColumnPhase == 1);
+    const int64_t first = ((at.n * kScale * h_ + top) * width + left) * args_.d;
+    const int64_t row_step = kScale * width * args_.d, column_step = kScale * args_.d;
+    for (int64_t c = 0; c < args_.d; c += kStep) {
+      const int64_t live = args_.d - c;
+      const Vector<float> bias = args_.bias == nullptr ? Vector<float>{} : some(args_.bias + c, live);
+      leave_tile<Axis, kTile, kRowPhase, kColumnPhase>(
+          [&](int i, int j) { return load(from[i][j] + c); },
+          [&](int i, int j, Vector<float> v) {
+            if (i < rows && j < columns)
+              finish(v + bias, first + i * row_step + j * column_step + c, live);
+          });
+    }
+  }
+
+  static CLIPWEATHER_INLINE Vector<float> some(const float* p, int64_t live) {
+    return live >= kStep ? load(p) : load_first(p, live);
+  }
+
+  CLIPWEATHER_INLINE void finish(Vector<float> v, int64_t at, int64_t live) const {
+    if (args_.relu) v = max(v, Vector<float>{});
+    if (args_.sums[0] != nullptr) v += some(args_.sums[0] + at, live);
+    if (args_.sums[1] != nullptr) v += some(args_.sums[1] + at, live);
+    if (live >= kStep)
+      store(args_.y + at, v);
+    else
+      store_first(args_.y + at, v, live);
+  }
+
+  const WinogradArgs& args_;
+  int64_t h_, w_;        // of the coarse image: of y where it is smaller, else of x
+  int64_t high_, wide_;  // tiles
+  int64_t part_;         // columns of a phase
+  int64_t entered_row_;  // from a tile to the next, of one point
+  int64_t columns_[kPoints], weight_[kPoints];
+};
+
+}  // namespace
+
+void winograd(const WinogradArgs& args) {
+  if (args.n * args.h * args.w == 0) return;
+  switch (args.kind) {
+    case WinogradKind::kUp:
+      return Winograd<2, WinogradKind::kUp>(args).run();
+    case WinogradKind::kDown:
+      return args.tile == 2 ? Winograd<2, WinogradKind::kDown>(args).run()
+                            : Winograd<4, WinogradKind::kDown>(args).run();
+    default:
+      return args.tile == 2 ? Winograd<2, WinogradKind::kSame>(args).run()
+                            : Winograd<4, WinogradKind::kSame>(args).run();
+  }
+}
+
+}  // namespace CLIPWEATHER_ISA
+}  // namespace clipweather
