@@ -7,6 +7,7 @@ wants them. Images are dense and channels-last.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,10 +19,17 @@ from clipweather_fast.models._frozen_winograd import Kind, Winograd
 
 __all__ = ["FrozenConv", "FrozenUp"]
 
-#: With fewer input channels Winograd's transforms cost what its products save.
-ENOUGH_CHANNELS = 16
-#: Up to so many pixels of the coarse image oneDNN spends its time on rearranging the weight.
-FEW_PIXELS = 128
+#: With fewer channels Winograd's transforms cost what its products save.
+ENOUGH_CHANNELS = {torch.float32: 16, torch.bfloat16: 32}
+#: In bfloat16 oneDNN multiplies at twice the rate of float32, in which Winograd's products are
+#: computed: those of strided layers, which save less, are faster only where oneDNN is far from its
+#: rate, up to so many pixels of the coarse image and products of channels.
+SMALL_IMAGE, SMALL_WEIGHT = 384, 128 * 128
+#: oneDNN rearranges the weight in each call. Up to so many pixels of the coarse image, and from so
+#: many numbers of the weight on, that costs more than windows, or than those of four phases.
+FEW_PIXELS, LARGE_WINDOWS, LARGE_PHASES = 128, 1 << 19, 1 << 21
+#: A weight is read in about the time in which so many tiles are multiplied with it.
+TILES_PER_READ = 10
 
 Form = TypeVar("Form")
 
@@ -71,9 +79,9 @@ class FrozenConv:
         winograd = self._winograd(image)
         if winograd is not None:
             return winograd(image, relu=activation == "relu")
-        if self._few_windows(image) and activation == "none":
+        if self.kind == Kind.DOWN and _few(image, self.kind, self.weight, LARGE_WINDOWS):
             product = self.forms.get("windows", lambda: WindowProduct(self.weight, self.bias))
-            return product(image)
+            return product(image, activation)
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             image, self.weight, self.bias, *self.geometry, activation, [], ""
         )
@@ -97,14 +105,10 @@ class FrozenConv:
 
     def _winograd(self, image: Tensor) -> Winograd | None:
         kind = self.kind
-        if kind is None or not _pays(image):
+        if kind is None or not _pays(image, kind, self.weight):
             return None
         tile = _tile(image) if kind == Kind.SAME else 2
         return self.forms.get(tile, lambda: Winograd(self.weight, self.bias, kind, tile))
-
-    def _few_windows(self, image: Tensor) -> bool:
-        n, _, h, w = image.shape
-        return self.kind == Kind.DOWN and n * ((h + 1) // 2) * ((w + 1) // 2) <= FEW_PIXELS
 
 
 class FrozenUp:
@@ -123,9 +127,10 @@ class FrozenUp:
 
     def __call__(self, image: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', 2H, 2W)."""
-        if _pays(image):
-            return self.forms.get(2, lambda: Winograd(self.weight, self.bias, Kind.UP, 2))(image)
-        if image[:, 0].numel() <= FEW_PIXELS:
+        if _pays(image, Kind.UP, self.weight):
+            form = self.forms.get(2, lambda: Winograd(self.weight, self.bias, Kind.UP, 2))
+            return form(image.contiguous(memory_format=torch.channels_last))
+        if _few(image, Kind.UP, self.weight, LARGE_PHASES):
             return self.forms.get("phases", lambda: PhaseProducts(self.weight, self.bias))(image)
         return F.conv_transpose2d(image, self.weight, self.bias, self.stride, self.padding)
 
@@ -138,18 +143,40 @@ def _kind(layer: nn.Conv2d) -> Kind | None:
     return {(1, 1): Kind.SAME, (2, 2): Kind.DOWN}.get(cast(tuple[int, int], layer.stride))
 
 
-def _pays(image: Tensor) -> bool:
-    return image.dtype == torch.float32 and image.shape[1] >= ENOUGH_CHANNELS
+def _pays(image: Tensor, kind: Kind, weight: Tensor) -> bool:
+    """Whether Winograd's algorithm was measured to be the fastest for such a layer and image."""
+    if image.shape[1] < ENOUGH_CHANNELS[image.dtype]:
+        return False
+    if image.dtype == torch.float32:
+        return True
+    if not _slow_bfloat16():
+        return False
+    small = _pixels(image, kind) <= SMALL_IMAGE and weight[..., 0, 0].numel() <= SMALL_WEIGHT
+    return kind == Kind.SAME or small
+
+
+@cache
+def _slow_bfloat16() -> bool:
+    """Whether products of bfloat16 are but twice as fast as float32's: no matrix unit has them."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and not amx()
+
+
+def _few(image: Tensor, kind: Kind, weight: Tensor, large: int) -> bool:
+    return _pixels(image, kind) <= FEW_PIXELS and weight.numel() >= large
+
+
+def _pixels(image: Tensor, kind: Kind) -> int:
+    """Pixels of the coarse image."""
+    n, _, h, w = image.shape
+    return n * (-(-h // 2) * -(-w // 2) if kind == Kind.DOWN else h * w)
 
 
 def _tile(image: Tensor) -> int:
-    """m of F(m×m, 3×3): the larger saves products, and its weight is more to read.
-
-    Reading a weight takes about as long as multiplying ten tiles with it.
-    """
+    """m of F(m×m, 3×3): the larger saves products, but has more of a weight to read."""
     n, _, h, w = image.shape
 
     def cost(m: int) -> int:
-        return (m + 2) ** 2 * (n * -(-h // m) * -(-w // m) + 10)
+        return (m + 2) ** 2 * (n * -(-h // m) * -(-w // m) + TILES_PER_READ)
 
     return min((2, 4), key=cost)

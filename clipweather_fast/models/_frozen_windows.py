@@ -26,11 +26,12 @@ class WindowProduct:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.linear = FrozenLinear(weight.permute(0, 2, 3, 1).flatten(1), bias, weight.dtype)
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C', ⌈H / 2⌉, ⌈W / 2⌉), channels-last."""
+    def __call__(self, image: Tensor, activation: str = "none") -> Tensor:
+        """(N, C, H, W) to (N, C', ⌈H / 2⌉, ⌈W / 2⌉), channels-last; through ``"relu"`` or not."""
         pixels = F.pad(image.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         windows = pixels.unfold(1, 3, 2).unfold(2, 3, 2).permute(0, 1, 2, 4, 5, 3)
-        return self.linear(windows.flatten(3)).permute(0, 3, 1, 2)
+        y = self.linear(windows.flatten(3)).permute(0, 3, 1, 2)
+        return y.relu_() if activation == "relu" else y
 
 
 class PhaseProducts:

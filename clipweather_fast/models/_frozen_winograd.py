@@ -28,26 +28,29 @@ class Kind(IntEnum):
 
 
 class Winograd:
-    """A convolution in float32 with its weight as Winograd's algorithm multiplies with it.
+    """A convolution with its weight as Winograd's algorithm multiplies with it, in float32.
 
     Args:
         weight: (C', C, 3, 3); of :attr:`Kind.UP` (C, C', 4, 4).
-        bias: (C') float32, dense, or None.
+        bias: (C') or None.
         kind: of the layer.
-        tile: m of F(m×m, 3×3): 2, or 4 except for :attr:`Kind.UP`.
+        tile: m of F(m×m, 3×3): 2, or, of :attr:`Kind.SAME`, 4.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind, tile: int) -> None:
-        self.kind, self.tile, self.bias = kind, tile, bias
+        self.kind, self.tile = kind, tile
+        self.bias = None if bias is None else bias.float().contiguous()
         taps = weight.double().transpose(0, 1) if kind == Kind.UP else weight.double()
         self.out_channels = taps.shape[0]
         self.packed = _packed(taps, _axes(kind, tile))
-        self.native = (_native.address(self.packed), _native.address(bias))
+        self.native = (_native.address(self.packed), _native.address(self.bias))
 
     def __call__(
         self, x: Tensor, *sums: Tensor, relu: bool = False, out: Tensor | None = None
     ) -> Tensor:
         """An image (N, C, H, W), channels-last, to (N, C', H', W'), through ReLU, plus ``sums``.
+
+        In float32 or bfloat16, which is rounded at the end only.
 
         Args:
             sums: at most two of the result's shape, channels-last.
@@ -62,10 +65,11 @@ class Winograd:
             elif self.kind == Kind.DOWN:
                 sides = ((h + 1) // 2, (w + 1) // 2)
             shape = (n, self.out_channels, *sides)
-            out = torch.empty(shape, memory_format=torch.channels_last)
+            out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         first, second = (*(s.data_ptr() for s in sums), 0, 0)[:2]
         _native.core().winograd_cpu(
             x.data_ptr(),
+            _native.DTYPE_CODES[x.dtype],
             self.native,
             (first, second),
             out.data_ptr(),

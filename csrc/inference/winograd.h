@@ -21,15 +21,16 @@ inline constexpr int64_t kWinogradPart = 16;   // a phase's channels are padded 
 // The weight has for each point its panels, and of each panel C rows of kWinogradPanel. A point's
 // columns are the channels of y, of kUp those of each phase that the point belongs to.
 struct WinogradArgs {
-  const float* x;  // (N, H, W, C)
+  const void* x;  // (N, H, W, C)
   const float* weight;
-  const float* bias;     // (D) or null
-  const float* sums[2];  // as y, added after the ReLU; or null; either may be y
-  float* y;              // (N, H, W, D); kUp: (N, 2 H, 2 W, D); kDown: (N, ceil(H / 2), ceil(W / 2), D)
+  const float* bias;    // (D) or null
+  const void* sums[2];  // as y, added after the ReLU; or null; either may be y
+  void* y;              // (N, H, W, D); kUp: (N, 2 H, 2 W, D); kDown: H / 2, W / 2, rounded up
   int64_t n, h, w, c, d;
   int tile;  // m of F(m x m, 3 x 3): 2, or 4
   WinogradKind kind;
   bool relu;
+  DType type;  // of x, sums and y, float32 or bfloat16; products are of float32
   int threads;
 };
 

@@ -26,7 +26,7 @@ struct Pixel {
   int64_t n, row, column;  // of a tile's first output pixel, at the coarse side
 };
 
-template <int kTile, WinogradKind kKind>
+template <class T, int kTile, WinogradKind kKind>
 class Winograd {
  public:
   typedef LayerAxis<kTile, kKind> Axis;
@@ -106,7 +106,7 @@ class Winograd {
   void block(const Room& room, float* floats, int64_t begin, int64_t end, int threads) const {
     const int64_t tiles = end - begin;
     parallel_tasks(tiles, threads, [&](int64_t t, int thread) {
-      float* patch = floats + room.patch + thread * kIn * kIn * args_.c;
+      T* patch = reinterpret_cast<T*>(floats + room.patch) + thread * kIn * kIn * args_.c;
       enter(room, floats + t * entered_row_, patch, first_of(begin + t));
     });
     const int64_t panels = ceil_div(columns_[kSide + 1], kWinogradPanel);  // most of any point
@@ -127,20 +127,20 @@ class Winograd {
   }
 
   // A tile's pixels and those around it; what is beyond the image is zero.
-  void enter(const Room& room, float* to, float* patch, const Pixel& at) const {
+  void enter(const Room& room, float* to, T* patch, const Pixel& at) const {
     constexpr int64_t kScale = kDown ? 2 : 1;
     const int64_t c = args_.c, top = kScale * at.row - 1, left = kScale * at.column - 1;
-    const float* from = args_.x + ((at.n * args_.h + top) * args_.w + left) * c;
+    const T* from = static_cast<const T*>(args_.x) + ((at.n * args_.h + top) * args_.w + left) * c;
     int64_t from_row = args_.w * c;
     if (top < 0 || left < 0 || top + kIn > args_.h || left + kIn > args_.w) {
       const int64_t first = left < 0 ? 1 : 0;
       const int64_t last = left + kIn > args_.w ? args_.w - left : kIn;
       for (int64_t i = 0; i < kIn; ++i) {
-        float* row = patch + i * kIn * c;
-        std::memset(row, 0, static_cast<size_t>(kIn * c) * sizeof(float));
+        T* row = patch + i * kIn * c;
+        std::memset(row, 0, static_cast<size_t>(kIn * c) * sizeof(T));
         if (top + i >= 0 && top + i < args_.h)
           std::memcpy(row + first * c, from + i * from_row + first * c,
-                      static_cast<size_t>((last - first) * c) * sizeof(float));
+                      static_cast<size_t>((last - first) * c) * sizeof(T));
       }
       from = patch, from_row = kIn * c;
     }
@@ -218,18 +218,21 @@ class Winograd {
     }
   }
 
-  static CLIPWEATHER_INLINE Vector<float> some(const float* p, int64_t live) {
+  template <class E>
+  static CLIPWEATHER_INLINE Vector<float> some(const E* p, int64_t live) {
     return live >= kStep ? load(p) : load_first(p, live);
   }
 
   CLIPWEATHER_INLINE void finish(Vector<float> v, int64_t at, int64_t live) const {
     if (args_.relu) v = max(v, Vector<float>{});
-    if (args_.sums[0] != nullptr) v += some(args_.sums[0] + at, live);
-    if (args_.sums[1] != nullptr) v += some(args_.sums[1] + at, live);
+#pragma GCC unroll 2
+    for (const void* sum : args_.sums)
+      if (sum != nullptr) v += some(static_cast<const T*>(sum) + at, live);
+    T* y = static_cast<T*>(args_.y) + at;
     if (live >= kStep)
-      store(args_.y + at, v);
+      store(y, v);
     else
-      store_first(args_.y + at, v, live);
+      store_first(y, v, live);
   }
 
   const WinogradArgs& args_;
@@ -240,20 +243,27 @@ class Winograd {
   int64_t columns_[kPoints], weight_[kPoints];
 };
 
+template <class T>
+void run(const WinogradArgs& args) {
+  switch (args.kind) {
+    case WinogradKind::kUp:
+      return Winograd<T, 2, WinogradKind::kUp>(args).run();
+    case WinogradKind::kDown:
+      return Winograd<T, 2, WinogradKind::kDown>(args).run();
+    default:
+      return args.tile == 2 ? Winograd<T, 2, WinogradKind::kSame>(args).run()
+                            : Winograd<T, 4, WinogradKind::kSame>(args).run();
+  }
+}
+
 }  // namespace
 
 void winograd(const WinogradArgs& args) {
   if (args.n * args.h * args.w == 0) return;
-  switch (args.kind) {
-    case WinogradKind::kUp:
-      return Winograd<2, WinogradKind::kUp>(args).run();
-    case WinogradKind::kDown:
-      return args.tile == 2 ? Winograd<2, WinogradKind::kDown>(args).run()
-                            : Winograd<4, WinogradKind::kDown>(args).run();
-    default:
-      return args.tile == 2 ? Winograd<2, WinogradKind::kSame>(args).run()
-                            : Winograd<4, WinogradKind::kSame>(args).run();
-  }
+  if (args.type == DType::kBFloat16)
+    run<bfloat16_t>(args);
+  else
+    run<float>(args);
 }
 
 }  // namespace CLIPWEATHER_ISA
