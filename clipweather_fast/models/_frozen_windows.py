@@ -60,8 +60,6 @@ class PhaseProducts:
         y = torch.empty((n, 2 * h, 2 * w, self.out_channels), dtype=image.dtype)
         for i, linear in enumerate(self.linears):
             p, q = divmod(i, 2)
-            seen = [
-                pixels[:, p + a : p + a + h, q + b : q + b + w] for a in (0, 1) for b in (0, 1)
-            ]
+            seen = [pixels[:, p + a : p + a + h, q + b : q + b + w] for a in (0, 1) for b in (0, 1)]
             y[:, p::2, q::2] = linear(torch.cat(seen, -1))
         return y.permute(0, 3, 1, 2)

@@ -1,0 +1,200 @@
+"""The convolutions of the frozen form, each way of computing them, against float64."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from child import environment
+from clipweather_fast.models import _frozen, _frozen_convolution
+from clipweather_fast.models._conv_decoder import Residual
+from clipweather_fast.models._frozen_convolution import FrozenConv, FrozenUp
+from clipweather_fast.models._frozen_decoder import FrozenResidual
+from clipweather_fast.ops import _native
+from tolerance import ULPS, largest, largest_error
+
+pytestmark = pytest.mark.skipif(
+    _frozen._why_not(torch.float32) is not None, reason=str(_frozen._why_not(torch.float32))
+)
+needs_bfloat16 = pytest.mark.skipif(
+    _frozen._why_not(torch.bfloat16) is not None, reason=str(_frozen._why_not(torch.bfloat16))
+)
+
+
+@pytest.fixture(autouse=True)
+def as_without_a_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every processor tests what is only faster on some."""
+    monkeypatch.setattr(_frozen_convolution, "_slow_bfloat16", lambda: True)
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def layer(
+    kind: type[nn.Conv2d | nn.ConvTranspose2d], *arguments: int, bias: bool = True
+) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(*arguments, bias=bias).requires_grad_(False)
+
+
+def check(got: Tensor, module: nn.Module, x: Tensor, *skip: Tensor) -> None:
+    """The one tolerance rule."""
+    dtype = got.dtype
+    own = sum(skip, module.to(dtype)(x))
+    truth = sum((s.double() for s in skip), copy.deepcopy(module).double()(x.double()))
+    assert got.shape == truth.shape
+    unit = torch.finfo(dtype).eps * largest(truth)
+    assert largest_error(got, truth) <= 2 * largest_error(own, truth) + ULPS * unit
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "n", "h", "w"),
+    [
+        (16, 24, 2, 9, 13),
+        (32, 48, 1, 8, 8),
+        (17, 33, 1, 5, 6),
+        (40, 8, 3, 1, 2),
+        (16, 16, 1, 50, 41),
+    ],
+)
+def test_strided_winograd(
+    channels: int, out_channels: int, n: int, h: int, w: int, bias: bool
+) -> None:
+    module, x = (
+        layer(nn.Conv2d, channels, out_channels, 3, 2, 1, bias=bias),
+        image(n, channels, h, w),
+    )
+    conv = FrozenConv(module, torch.float32)
+    check(conv(x), module, x)
+    check(conv(x, "relu"), nn.Sequential(module, nn.ReLU()), x)
+    assert set(conv.forms.made) == {2}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "n", "h", "w"),
+    [(16, 8, 2, 5, 7), (33, 20, 1, 4, 4), (17, 40, 1, 1, 1), (16, 16, 1, 31, 20)],
+)
+def test_transposed_winograd(
+    channels: int, out_channels: int, n: int, h: int, w: int, bias: bool
+) -> None:
+    module = layer(nn.ConvTranspose2d, channels, out_channels, 4, 2, 1, bias=bias)
+    x, up = image(n, channels, h, w), FrozenUp(module, torch.float32)
+    check(up(x), module, x)
+    assert set(up.forms.made) == {2}
+
+
+@pytest.mark.parametrize(
+    ("channels", "n", "h", "w", "tile"),
+    [
+        (20, 1, 5, 7, 2),
+        (64, 2, 3, 1, 2),
+        (16, 2, 21, 30, 4),
+        (33, 1, 64, 61, 4),
+        (80, 1, 32, 48, 4),
+    ],
+)
+def test_residuals_by_winograd(channels: int, n: int, h: int, w: int, tile: int) -> None:
+    torch.manual_seed(0)
+    module, x = Residual(channels).requires_grad_(False), image(n, channels, h, w)
+    skip, frozen = torch.rand_like(x), FrozenResidual(module, torch.float32)
+    check(frozen(x.clone(memory_format=torch.preserve_format)), module, x)
+    total = x.clone(memory_format=torch.preserve_format)
+    got = frozen(total, skip)
+    assert got.data_ptr() == total.data_ptr()
+    check(got, module, x, skip)
+    assert set(frozen.conv1.forms.made) == set(frozen.conv2.forms.made) == {tile}
+
+
+def test_every_image_has_its_tile() -> None:
+    module = layer(nn.Conv2d, 16, 16, 3, 1, 1)
+    conv = FrozenConv(module, torch.float32)
+    for side in (6, 40, 6):
+        check(conv(image(1, 16, side, side)), module, image(1, 16, side, side))
+    assert set(conv.forms.made) == {2, 4}
+
+
+def test_few_channels_are_left_to_onednn() -> None:
+    module, x = Residual(8).requires_grad_(False), image(1, 8, 9, 9)
+    frozen, skip = FrozenResidual(module, torch.float32), torch.rand_like(x)
+    check(frozen(x.clone(memory_format=torch.preserve_format), skip), module, x, skip)
+    up = layer(nn.ConvTranspose2d, 8, 5, 4, 2, 1)
+    check(FrozenUp(up, torch.float32)(x), up, x)
+    assert not frozen.conv1.forms.made
+
+
+@needs_bfloat16
+def test_bfloat16_residuals_by_winograd() -> None:
+    torch.manual_seed(0)
+    module, x = Residual(40).requires_grad_(False), image(2, 40, 21, 30, dtype=torch.bfloat16)
+    frozen, skip = FrozenResidual(module, torch.bfloat16), torch.rand_like(x)
+    check(frozen(x.clone(memory_format=torch.preserve_format), skip), module, x, skip)
+    assert set(frozen.conv1.forms.made) == {4}
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("channels", [40, 512])  # Winograd's form, and products of windows
+def test_small_images_in_bfloat16(channels: int) -> None:
+    x = image(2, channels, 5, 6, dtype=torch.bfloat16)
+    module = layer(nn.Conv2d, channels, 120, 3, 2, 1)
+    conv = FrozenConv(module, torch.bfloat16)
+    check(conv(x), module, x)
+    check(conv(x, "relu"), nn.Sequential(module, nn.ReLU()), x)
+    assert set(conv.forms.made) == {2 if channels == 40 else "windows"}
+    module = layer(nn.ConvTranspose2d, channels, 264, 4, 2, 1)
+    up = FrozenUp(module, torch.bfloat16)
+    check(up(x), module, x)
+    assert set(up.forms.made) == {2 if channels == 40 else "phases"}
+
+
+def test_bits_are_those_of_one_thread() -> None:
+    conv = FrozenConv(layer(nn.Conv2d, 16, 16, 3, 1, 1), torch.float32)
+    threads, images = torch.get_num_threads(), [image(1, 16, side, 50) for side in (20, 120)]
+    try:
+        torch.set_num_threads(1)
+        expected = [conv(x) for x in images]
+        torch.set_num_threads(2)
+        assert all(torch.equal(conv(x), y) for x, y in zip(images, expected, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_form_made_in_a_call_serves_later_ones() -> None:
+    x, module = image(1, 16, 9, 9), layer(nn.Conv2d, 16, 16, 3, 1, 1)
+    conv = FrozenConv(module, torch.float32)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        got = conv(x)
+    assert torch.equal(conv(x), got)
+    assert largest_error(got, F.conv2d(x, module.weight, module.bias, 1, 1)) < 1e-5
+
+
+IN_A_CHILD = """
+import test_frozen_convolutions as tests
+tests.test_strided_winograd(17, 33, 1, 5, 6, True)
+tests.test_transposed_winograd(33, 20, 1, 4, 4, True)
+tests.test_residuals_by_winograd(20, 1, 5, 7, 2)
+tests.test_residuals_by_winograd(33, 1, 64, 61, 4)
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_other_instruction_sets(isa: str) -> None:
+    if _native.core().cpu_isa <= _native.CPU_ISAS.index(isa):
+        pytest.skip(f"{isa} is no other instruction set here, or there is none")
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_CHILD],
+        env=environment(CLIPWEATHER_CPU_ISA=isa),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
