@@ -1,11 +1,10 @@
 // Blocks of tiles go through three steps while they are in cache: to points, at each point one
 // product with its matrix, back to pixels with all that follows. The products bound it; the weight
 // is read once per block.
-#include "inference/cpu_winograd.h"
-
 #include "common/cpu_buffer.h"
 #include "common/cpu_products.h"
 #include "common/cpu_threads.h"
+#include "inference/cpu_winograd.h"
 #include "inference/winograd.h"
 
 namespace clipweather {
@@ -166,7 +165,8 @@ class Winograd {
   void multiply(const Room& room, float* floats, int64_t tiles, int e, int64_t column) const {
     alignas(64) static constexpr float kZeros[2 * kStep] = {};
     const float* panel = args_.weight + weight_[e] + column * args_.c;
-    const int64_t live = columns_[e] - column < kWinogradPanel ? columns_[e] - column : kWinogradPanel;
+    const int64_t live =
+        columns_[e] - column < kWinogradPanel ? columns_[e] - column : kWinogradPanel;
     const int64_t groups = ceil_div(tiles, kRowsAtOnce);
     for (int64_t n = 0; n < live; n += 2 * kStep)
       for (int64_t group = 0; group < groups; ++group) {
@@ -208,7 +208,8 @@ class Winograd {
     const int64_t row_step = kScale * width * args_.d, column_step = kScale * args_.d;
     for (int64_t c = 0; c < args_.d; c += kStep) {
       const int64_t live = args_.d - c;
-      const Vector<float> bias = args_.bias == nullptr ? Vector<float>{} : some(args_.bias + c, live);
+      const Vector<float> bias =
+          args_.bias == nullptr ? Vector<float>{} : some(args_.bias + c, live);
       leave_tile<Axis, kTile, kRowPhase, kColumnPhase>(
           [&](int i, int j) { return load(from[i][j] + c); },
           [&](int i, int j, Vector<float> v) {

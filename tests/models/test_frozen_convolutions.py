@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,6 +194,7 @@ def test_other_instruction_sets(isa: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", IN_A_CHILD],
         env=environment(CLIPWEATHER_CPU_ISA=isa),
+        cwd=Path(__file__).parent,  # from there it imports
         capture_output=True,
         text=True,
         check=False,
