@@ -6,14 +6,14 @@ wants them. Images are dense and channels-last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipweather_fast.models._frozen_forms import Forms
 from clipweather_fast.models._frozen_windows import PhaseProducts, WindowProduct
 from clipweather_fast.models._frozen_winograd import Kind, Winograd
 
@@ -30,23 +30,6 @@ SMALL_IMAGE, SMALL_WEIGHT = 384, 128 * 128
 FEW_PIXELS, LARGE_WINDOWS, LARGE_PHASES = 128, 1 << 19, 1 << 21
 #: A weight is read in about the time in which so many tiles are multiplied with it.
 TILES_PER_READ = 10
-
-Form = TypeVar("Form")
-
-
-class _Forms:
-    """A layer's weight, and what was made of it for the images that came."""
-
-    def __init__(self) -> None:
-        self.made: dict[Any, Any] = {}
-
-    def get(self, key: Any, make: Callable[[], Form]) -> Form:
-        """The form under a key, from the first call on that wants it."""
-        form: Form | None = self.made.get(key)
-        if form is None:
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                form = self.made[key] = make()
-        return form
 
 
 class FrozenConv:
@@ -71,7 +54,7 @@ class FrozenConv:
         )
         self.kind = _kind(layer)
         self.dtype = dtype
-        self.forms = _Forms()
+        self.forms = Forms()
 
     def __call__(self, image: Tensor, activation: str = "none") -> Tensor:
         """(N, C, H, W) to (N, C', H', W'), through ``"none"`` or ``"relu"``."""
@@ -123,7 +106,7 @@ class FrozenUp:
         self.weight = layer.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.stride, self.padding = list(layer.stride), list(cast(tuple[int, ...], layer.padding))
-        self.forms = _Forms()
+        self.forms = Forms()
 
     def __call__(self, image: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', 2H, 2W)."""

@@ -7,13 +7,13 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from clipweather_fast.models._frozen_panels import PART, in_panels
 from clipweather_fast.ops import _native
 
 __all__ = ["Kind", "Winograd"]
 
 #: The finite points of F(m, 3).
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.625, -0.625, 1.5, -1.5)}
-_PANEL, _PART = 32, 16  # kWinogradPanel and kWinogradPart of the native code
 
 
 class Kind(IntEnum):
@@ -109,7 +109,7 @@ def _axis(tile: int) -> Tensor:
 def _packed(taps: Tensor, axes: list[Tensor]) -> Tensor:
     """Taps (C', C, k, k) as the native code reads them: panels of each point, float32."""
     d, c = taps.shape[:2]
-    side, part = axes[0].shape[0], -(-d // _PART) * _PART
+    side, part = axes[0].shape[0], -(-d // PART) * PART
     rows = [axis @ taps for axis in axes]
     panels = []
     for i in range(side):
@@ -120,11 +120,10 @@ def _packed(taps: Tensor, axes: list[Tensor]) -> Tensor:
                 for q, axis in enumerate(axes)
                 if _belongs(i, p, side, len(axes)) and _belongs(j, q, side, len(axes))
             ]
-            width = -(-len(columns) * part // _PANEL) * _PANEL
-            matrix = taps.new_zeros(width, c)
+            matrix = taps.new_zeros(len(columns) * part, c)
             for k, column in enumerate(columns):
                 matrix[k * part : k * part + d] = column
-            panels.append(matrix.view(-1, _PANEL, c).transpose(1, 2).float().flatten())
+            panels.append(in_panels(matrix))
     return torch.cat(panels)
 
 

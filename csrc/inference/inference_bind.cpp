@@ -1,4 +1,5 @@
 #include "common/bindings.h"
+#include "inference/linear.h"
 #include "inference/picture_tail.h"
 #include "inference/residual_norm.h"
 #include "inference/winograd.h"
@@ -72,6 +73,18 @@ void winograd(Address x, int type, const Layer& layer, const std::array<Address,
   CLIPWEATHER_CPU_CALL(winograd, args);
 }
 
+// sizes: M, N, K.
+void linear(Address x, const Layer& layer, Address y, const std::array<int64_t, 3>& sizes,
+            int threads) {
+  LinearArgs args{};
+  args.x = pointer<const float>(x), args.y = pointer<float>(y);
+  args.weight = pointer<const float>(std::get<0>(layer));
+  args.bias = pointer<const float>(std::get<1>(layer));
+  args.m = sizes[0], args.n = sizes[1], args.k = sizes[2];
+  args.threads = threads;
+  CLIPWEATHER_CPU_CALL(linear, args);
+}
+
 }  // namespace
 }  // namespace clipweather
 
@@ -79,6 +92,8 @@ CLIPWEATHER_BINDINGS(inference) {
   module.def("picture_tail_cpu", &clipweather::picture_tail,
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("residual_norm_cpu", &clipweather::residual_norm,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("linear_cpu", &clipweather::linear,
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("winograd_cpu", &clipweather::winograd,
              pybind11::call_guard<pybind11::gil_scoped_release>());

@@ -15,11 +15,8 @@ enum class WinogradKind : int {
   kDown = 2,  // 3x3, stride 2, padding 1
 };
 
-inline constexpr int64_t kWinogradPanel = 32;  // columns of a panel of the weight
-inline constexpr int64_t kWinogradPart = 16;   // a phase's channels are padded to a multiple
-
-// The weight has for each point its panels, and of each panel C rows of kWinogradPanel. A point's
-// columns are the channels of y, of kUp those of each phase that the point belongs to.
+// The weight is of each point a matrix of C rows in panels. Its columns are the channels of y,
+// padded to a multiple of kPart; of kUp those of each phase that the point belongs to.
 struct WinogradArgs {
   const void* x;  // (N, H, W, C)
   const float* weight;

@@ -2,8 +2,8 @@
 // product with its matrix, back to pixels with all that follows. The products bound it; the weight
 // is read once per block.
 #include "common/cpu_buffer.h"
-#include "common/cpu_products.h"
 #include "common/cpu_threads.h"
+#include "inference/cpu_panels.h"
 #include "inference/cpu_winograd.h"
 #include "inference/winograd.h"
 
@@ -14,8 +14,6 @@ namespace {
 constexpr int64_t kStep = kLanes<float>;
 // Tiles of a block: each reads the whole weight, which comes from L3 or from memory.
 constexpr int64_t kBlock = 36;
-// Rows of a panel fetched early: with few tiles a panel is used up before memory answers.
-constexpr int64_t kAhead = 32;
 
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // A stride of so many floats that neighbours at it do not fall into the same set of a cache.
@@ -38,14 +36,14 @@ class Winograd {
         w_(kDown ? (args.w + 1) / 2 : args.w),
         high_(ceil_div(h_, kTile)),
         wide_(ceil_div(w_, kTile)),
-        part_(round_up(args.d, kWinogradPart)),
+        part_(round_up(args.d, kPart)),
         entered_row_(spread(args.c)) {
     constexpr int kWeights = Axis::kWeights;
     int64_t at = 0, starts[kWeights][kWeights];
     for (int i = 0; i < kWeights; ++i)
       for (int j = 0; j < kWeights; ++j) {
         starts[i][j] = at;
-        at += args.c * round_up(columns(i, j), kWinogradPanel);
+        at += args.c * round_up(columns(i, j), kPanel);
       }
     for (int i = 0; i < kSide; ++i)
       for (int j = 0; j < kSide; ++j) {
@@ -83,7 +81,7 @@ class Winograd {
       int64_t at = kPoints * entered_point;
       for (int e = 0; e < kPoints; ++e) {
         product[e] = at;
-        product_row[e] = spread(round_up(self.columns_[e], kWinogradPanel));
+        product_row[e] = spread(round_up(self.columns_[e], kPanel));
         at += spread(tiles * product_row[e]);
       }
       patch = at;
@@ -108,11 +106,11 @@ class Winograd {
       T* patch = reinterpret_cast<T*>(floats + room.patch) + thread * kIn * kIn * args_.c;
       enter(room, floats + t * entered_row_, patch, first_of(begin + t));
     });
-    const int64_t panels = ceil_div(columns_[kSide + 1], kWinogradPanel);  // most of any point
+    const int64_t panels = ceil_div(columns_[kSide + 1], kPanel);  // most of any point
     parallel_tasks(kPoints * panels, threads, [&](int64_t task, int) {
       const int e = static_cast<int>(task / panels);
-      const int64_t column = task % panels * kWinogradPanel;
-      if (column < columns_[e]) multiply(room, floats, tiles, e, column);
+      const int64_t column = task % panels * kPanel;
+      if (column < columns_[e]) multiply_point(room, floats, tiles, e, column);
     });
     parallel_tasks(tiles, threads, [&](int64_t t, int) {
       const Pixel at = first_of(begin + t);
@@ -161,32 +159,15 @@ class Winograd {
           });
   }
 
-  // Columns [column, column + kWinogradPanel) of a point's product.
-  void multiply(const Room& room, float* floats, int64_t tiles, int e, int64_t column) const {
-    alignas(64) static constexpr float kZeros[2 * kStep] = {};
-    const float* panel = args_.weight + weight_[e] + column * args_.c;
-    const int64_t live =
-        columns_[e] - column < kWinogradPanel ? columns_[e] - column : kWinogradPanel;
-    const int64_t groups = ceil_div(tiles, kRowsAtOnce);
-    for (int64_t n = 0; n < live; n += 2 * kStep)
-      for (int64_t group = 0; group < groups; ++group) {
-        const int64_t m = tiles * group / groups, after = tiles * (group + 1) / groups;
-        const Rows<float> rows{floats + e * room.entered_point + m * entered_row_,
-                               entered_row_,
-                               1,
-                               panel + n,
-                               kWinogradPanel,
-                               args_.c,
-                               kZeros,
-                               0,
-                               floats + room.product[e] + m * room.product_row[e] + column + n,
-                               room.product_row[e],
-                               kAhead};
-        if (n + kStep < live)
-          add_rows<kRowsAtOnce>(after - m, rows);
-        else
-          add_rows<kRowsAtOnce, 1>(after - m, rows);
-      }
+  // Columns [column, column + kPanel) of a point's product.
+  void multiply_point(const Room& room, float* floats, int64_t tiles, int e, int64_t column) const {
+    PanelProduct p{};
+    p.a = floats + e * room.entered_point, p.a_row = entered_row_;
+    p.panel = args_.weight + weight_[e] + column * args_.c;
+    p.c = floats + room.product[e] + column, p.c_row = room.product_row[e];
+    p.rows = tiles, p.k = args_.c;
+    p.columns = columns_[e] - column < kPanel ? columns_[e] - column : kPanel;
+    multiply(p);
   }
 
   // What a phase's pixels of a tile become.

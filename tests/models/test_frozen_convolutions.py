@@ -184,6 +184,8 @@ tests.test_strided_winograd(17, 33, 1, 5, 6, True)
 tests.test_transposed_winograd(33, 20, 1, 4, 4, True)
 tests.test_residuals_by_winograd(20, 1, 5, 7, 2)
 tests.test_residuals_by_winograd(33, 1, 64, 61, 4)
+import test_frozen_linear
+test_frozen_linear.test_own_product((1, 13, 1300), 80, True)
 """
 
 

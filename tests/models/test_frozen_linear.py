@@ -1,0 +1,73 @@
+"""The Linear layers of the frozen form against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipweather_fast.models import _frozen
+from clipweather_fast.models._frozen_layers import FrozenLinear
+from tolerance import ULPS, largest, largest_error
+
+pytestmark = pytest.mark.skipif(
+    _frozen._why_not(torch.float32) is not None, reason=str(_frozen._why_not(torch.float32))
+)
+
+
+def layer(features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(features, out_features, bias=bias).requires_grad_(False)
+
+
+def check(got: Tensor, module: nn.Linear, x: Tensor) -> None:
+    """The one tolerance rule."""
+    own, weight = module(x), module.weight.double()
+    truth = x.double() @ weight.T + (0 if module.bias is None else module.bias.double())
+    assert got.shape == truth.shape
+    unit = torch.finfo(torch.float32).eps * largest(truth)
+    assert largest_error(got, truth) <= 2 * largest_error(own, truth) + ULPS * unit
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "out_features"),
+    [
+        ((1, 16, 7), 16),
+        ((2, 5, 64), 48),
+        ((3, 1, 1), 32),
+        ((1, 13, 1300), 80),
+        ((2, 401, 33), 96),
+        ((9, 24), 160),
+        ((0, 8), 16),
+    ],
+)
+def test_own_product(shape: tuple[int, ...], out_features: int, bias: bool) -> None:
+    module, x = layer(shape[-1], out_features, bias), torch.randn(shape)
+    frozen = FrozenLinear.of(module, torch.float32)
+    assert frozen.own is not None
+    check(frozen(x), module, x)
+    check(frozen(x.mT.contiguous().mT), module, x)
+
+
+def test_the_rest_is_left_to_onednn() -> None:
+    module, x = layer(24, 40), torch.randn(2, 7, 24)
+    frozen = FrozenLinear.of(module, torch.float32)
+    assert frozen.own is None
+    check(frozen(x), module, x)
+    module = layer(24, 32)
+    gated = FrozenLinear(module.weight, module.bias, torch.float32, "gelu")
+    assert gated.own is None
+    assert largest_error(gated(x), nn.functional.gelu(module(x))) < 1e-5
+
+
+def test_bits_are_those_of_one_thread() -> None:
+    frozen, x = FrozenLinear.of(layer(512, 96), torch.float32), torch.randn(1, 700, 512)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = frozen(x)
+        torch.set_num_threads(2)
+        assert torch.equal(frozen(x), expected)
+    finally:
+        torch.set_num_threads(threads)
