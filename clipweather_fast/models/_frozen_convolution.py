@@ -6,7 +6,6 @@ wants them. Images are dense and channels-last.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipweather_fast.models._frozen_forms import Forms
+from clipweather_fast.models._frozen_panels import pairs_pay
 from clipweather_fast.models._frozen_windows import PhaseProducts, WindowProduct
 from clipweather_fast.models._frozen_winograd import Kind, Winograd
 
@@ -132,17 +132,10 @@ def _pays(image: Tensor, kind: Kind, weight: Tensor) -> bool:
         return False
     if image.dtype == torch.float32:
         return True
-    if not _slow_bfloat16():
+    if not pairs_pay():
         return False
     small = _pixels(image, kind) <= SMALL_IMAGE and weight[..., 0, 0].numel() <= SMALL_WEIGHT
     return kind == Kind.SAME or small
-
-
-@cache
-def _slow_bfloat16() -> bool:
-    """Whether products of bfloat16 are but twice as fast as float32's: no matrix unit has them."""
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and not amx()
 
 
 def _few(image: Tensor, kind: Kind, weight: Tensor, large: int) -> bool:

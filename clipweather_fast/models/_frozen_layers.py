@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clipweather_fast.models._frozen_panels import PART, PanelLinear
+from clipweather_fast.models._frozen_panels import PanelLinear
 from clipweather_fast.ops import _native
 from clipweather_fast.ops.reduced_kv_attention import native_cpu
 
@@ -19,11 +19,11 @@ NOTHING = (0, 0, 0.0)
 
 
 class FrozenLinear:
-    """A Linear layer whose weight is packed: in float32 for our own product, else for oneDNN's.
+    """A Linear layer whose weight is packed, for our own product or for oneDNN's.
 
     Against PyTorch's own call, which packs the weight anew each time, oneDNN's is 1.05 to 1.25
-    times as fast in float32 and bfloat16 alike. Ours is 1.03 times as fast as that over many rows
-    and up to 1.8 times over few, which leave oneDNN waiting for the weight.
+    times as fast in float32 and bfloat16 alike. Ours is as fast as that over many rows, or a little
+    faster, and up to 1.8 times over few, which leave oneDNN waiting for the weight.
 
     Args:
         weight: (out, in).
@@ -41,8 +41,8 @@ class FrozenLinear:
         self.out_features = weight.shape[0]
         self.activation = activation
         self.own: PanelLinear | None = None
-        if dtype == torch.float32 and activation == "none" and self.out_features % PART == 0:
-            self.own = PanelLinear(weight, self.bias)
+        if activation == "none" and PanelLinear.suits(weight):
+            self.own = PanelLinear(weight, bias if bias is None else bias.detach())
         else:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 

@@ -1,6 +1,8 @@
-"""Linear layers of the frozen form in float32, and how the weights lie that it multiplies with."""
+"""Linear layers of the frozen form, and how the weights lie that it multiplies with."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -8,40 +10,66 @@ from torch import Tensor
 
 from clipweather_fast.ops import _native
 
-__all__ = ["PART", "PanelLinear", "in_panels"]
+__all__ = ["PanelLinear", "in_panels", "padded", "pairs_pay"]
 
 #: kPanel and kPart of csrc/inference/panels.h.
 PANEL, PART = 32, 16
 
 
+def padded(channels: int) -> int:
+    """Channels rounded up to what a product's columns are a multiple of."""
+    return -(-channels // PART) * PART
+
+
+@cache
+def pairs_pay() -> bool:
+    """Whether this processor multiplies bfloat16 by the instruction for pairs, at twice the rate of
+    float32. Its matrix unit, where there is one, is oneDNN's."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    return _native.CPU_ISAS[_native.core().cpu_isa] == "avx512_bf16" and not amx()
+
+
 def in_panels(weight: Tensor) -> Tensor:
-    """A matrix (N, K) as panels of 32 of its rows, side by side, padded with zeros; float32."""
+    """A matrix (N, K) as panels of 32 of its rows, side by side, padded with zeros.
+
+    In bfloat16 pairs of neighbours stay together; K is even.
+    """
     n, k = weight.shape
-    padded = F.pad(weight, (0, 0, 0, -n % PANEL))
-    return padded.view(-1, PANEL, k).transpose(1, 2).to(torch.float32).flatten()
+    together = 2 if weight.dtype == torch.bfloat16 else 1
+    whole = F.pad(weight, (0, 0, 0, -n % PANEL))
+    return whole.view(-1, PANEL, k // together, together).transpose(1, 2).flatten()
 
 
 class PanelLinear:
-    """A Linear layer in float32, by csrc/inference/linear_cpu.cpp.
+    """A Linear layer by csrc/inference/linear_cpu.cpp, where :meth:`suits` says so.
 
     Args:
-        weight: (N, K), N a multiple of 16.
-        bias: (N) float32, or None.
+        weight: (N, K), N a multiple of 16, float32 or bfloat16; of bfloat16, K is even.
+        bias: (N), or None.
     """
 
+    @staticmethod
+    def suits(weight: Tensor) -> bool:
+        """Whether it takes the weight, and was measured to be faster than oneDNN's product."""
+        n, k = weight.shape
+        bfloat16 = weight.dtype == torch.bfloat16 and k % 2 == 0 and pairs_pay()
+        return n % PART == 0 and (weight.dtype == torch.float32 or bfloat16)
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.out_features = weight.shape[0]
+        self.out_features, self.dtype = weight.shape[0], weight.dtype
         self.packed = in_panels(weight)
-        self.bias = None if bias is None else bias.contiguous()
+        self.bias = None if bias is None else bias.float().contiguous()
         self.native = (_native.address(self.packed), _native.address(self.bias))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(…, K) to (…, N)."""
+        """(…, K) to (…, N), of the weight's dtype."""
+        assert x.dtype == self.dtype
         x = x.contiguous()
         k = x.shape[-1]
-        y = torch.empty((*x.shape[:-1], self.out_features))
+        y = torch.empty((*x.shape[:-1], self.out_features), dtype=self.dtype)
         _native.core().linear_cpu(
             x.data_ptr(),
+            _native.DTYPE_CODES[self.dtype],
             self.native,
             y.data_ptr(),
             (x.numel() // k, self.out_features, k),

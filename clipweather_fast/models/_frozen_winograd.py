@@ -7,7 +7,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from clipweather_fast.models._frozen_panels import PART, in_panels
+from clipweather_fast.models._frozen_panels import in_panels, padded
 from clipweather_fast.ops import _native
 
 __all__ = ["Kind", "Winograd"]
@@ -109,7 +109,7 @@ def _axis(tile: int) -> Tensor:
 def _packed(taps: Tensor, axes: list[Tensor]) -> Tensor:
     """Taps (C', C, k, k) as the native code reads them: panels of each point, float32."""
     d, c = taps.shape[:2]
-    side, part = axes[0].shape[0], -(-d // PART) * PART
+    side, part = axes[0].shape[0], padded(d)
     rows = [axis @ taps for axis in axes]
     panels = []
     for i in range(side):
@@ -123,7 +123,7 @@ def _packed(taps: Tensor, axes: list[Tensor]) -> Tensor:
             matrix = taps.new_zeros(len(columns) * part, c)
             for k, column in enumerate(columns):
                 matrix[k * part : k * part + d] = column
-            panels.append(in_panels(matrix))
+            panels.append(in_panels(matrix.float()))
     return torch.cat(panels)
 
 

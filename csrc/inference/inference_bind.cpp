@@ -74,12 +74,13 @@ void winograd(Address x, int type, const Layer& layer, const std::array<Address,
 }
 
 // sizes: M, N, K.
-void linear(Address x, const Layer& layer, Address y, const std::array<int64_t, 3>& sizes,
+void linear(Address x, int type, const Layer& layer, Address y, const std::array<int64_t, 3>& sizes,
             int threads) {
   LinearArgs args{};
-  args.x = pointer<const float>(x), args.y = pointer<float>(y);
-  args.weight = pointer<const float>(std::get<0>(layer));
+  args.x = pointer<const void>(x), args.y = pointer<void>(y);
+  args.weight = pointer<const void>(std::get<0>(layer));
   args.bias = pointer<const float>(std::get<1>(layer));
+  args.type = static_cast<DType>(type);
   args.m = sizes[0], args.n = sizes[1], args.k = sizes[2];
   args.threads = threads;
   CLIPWEATHER_CPU_CALL(linear, args);

@@ -1,4 +1,5 @@
 // A task is a panel of the weight for a block of rows, which stays in cache for all panels.
+#include "inference/cpu_pairs.h"
 #include "inference/cpu_panels.h"
 #include "inference/linear.h"
 
@@ -6,28 +7,37 @@ namespace clipweather {
 namespace CLIPWEATHER_ISA {
 namespace {
 
-constexpr int64_t kBlockFloats = 1 << 16;  // of x: 256 KB
-constexpr int64_t kLeastRows = 96;         // that the weight is read for
+constexpr int64_t kBlockBytes = 256 << 10;  // of x
+constexpr int64_t kLeastRows = 96;          // that the weight is read for
 
-}  // namespace
-
-void linear(const LinearArgs& args) {
-  if (args.m == 0) return;
-  const int64_t fitting = kBlockFloats / args.k;
+// E: what x and the weight are read as, float or pairs of bfloat16; Out: numbers of y.
+template <class P, class E, class Out>
+void run(const LinearArgs& args, int64_t k, int64_t P::* depth) {
+  const int64_t fitting = kBlockBytes / (k * static_cast<int64_t>(sizeof(E)));
   const int64_t blocks = ceil_div(args.m, fitting < kLeastRows ? kLeastRows : fitting);
   const int64_t panels = ceil_div(args.n, kPanel);
   parallel_tasks(blocks * panels, args.threads, [&](int64_t task, int) {
     const int64_t block = task / panels, column = task % panels * kPanel;
     const int64_t begin = args.m * block / blocks, end = args.m * (block + 1) / blocks;
-    PanelProduct p{};
-    p.a = args.x + begin * args.k, p.a_row = args.k;
-    p.panel = args.weight + column * args.k;
+    P p{};
+    p.a = static_cast<const E*>(args.x) + begin * k, p.a_row = k;
+    p.panel = static_cast<const E*>(args.weight) + column * k;
     p.bias = args.bias == nullptr ? nullptr : args.bias + column;
-    p.c = args.y + begin * args.n + column, p.c_row = args.n;
-    p.rows = end - begin, p.k = args.k;
+    p.c = static_cast<Out*>(args.y) + begin * args.n + column, p.c_row = args.n;
+    p.rows = end - begin, p.*depth = k;
     p.columns = args.n - column < kPanel ? args.n - column : kPanel;
     multiply(p);
   });
+}
+
+}  // namespace
+
+void linear(const LinearArgs& args) {
+  if (args.m == 0) return;
+  if (args.type == DType::kBFloat16)
+    run<PairProduct, uint32_t, bfloat16_t>(args, args.k / 2, &PairProduct::pairs);
+  else
+    run<PanelProduct, float, float>(args, args.k, &PanelProduct::k);
 }
 
 }  // namespace CLIPWEATHER_ISA

@@ -31,7 +31,7 @@ needs_bfloat16 = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def as_without_a_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every processor tests what is only faster on some."""
-    monkeypatch.setattr(_frozen_convolution, "_slow_bfloat16", lambda: True)
+    monkeypatch.setattr(_frozen_convolution, "pairs_pay", lambda: True)
 
 
 def image(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -186,6 +186,7 @@ tests.test_residuals_by_winograd(20, 1, 5, 7, 2)
 tests.test_residuals_by_winograd(33, 1, 64, 61, 4)
 import test_frozen_linear
 test_frozen_linear.test_own_product((1, 13, 1300), 80, True)
+test_frozen_linear.test_own_product_of_pairs((1, 13, 1300), 80, True)
 """
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from clipweather_fast.models import _frozen
 from clipweather_fast.models._frozen_layers import FrozenLinear
+from clipweather_fast.models._frozen_panels import PanelLinear
 from tolerance import ULPS, largest, largest_error
 
 pytestmark = pytest.mark.skipif(
@@ -22,26 +25,27 @@ def layer(features: int, out_features: int, bias: bool = True) -> nn.Linear:
 
 def check(got: Tensor, module: nn.Linear, x: Tensor) -> None:
     """The one tolerance rule."""
-    own, weight = module(x), module.weight.double()
-    truth = x.double() @ weight.T + (0 if module.bias is None else module.bias.double())
+    own = copy.deepcopy(module).to(x.dtype)(x)
+    truth = copy.deepcopy(module).double()(x.double())
     assert got.shape == truth.shape
-    unit = torch.finfo(torch.float32).eps * largest(truth)
+    assert got.dtype == x.dtype
+    unit = torch.finfo(x.dtype).eps * largest(truth)
     assert largest_error(got, truth) <= 2 * largest_error(own, truth) + ULPS * unit
 
 
+SHAPES = [
+    ((1, 16, 8), 16),
+    ((2, 5, 64), 48),
+    ((3, 1, 2), 32),
+    ((1, 13, 1300), 80),
+    ((2, 401, 34), 96),
+    ((9, 24), 160),
+    ((0, 8), 16),
+]
+
+
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(
-    ("shape", "out_features"),
-    [
-        ((1, 16, 7), 16),
-        ((2, 5, 64), 48),
-        ((3, 1, 1), 32),
-        ((1, 13, 1300), 80),
-        ((2, 401, 33), 96),
-        ((9, 24), 160),
-        ((0, 8), 16),
-    ],
-)
+@pytest.mark.parametrize(("shape", "out_features"), SHAPES)
 def test_own_product(shape: tuple[int, ...], out_features: int, bias: bool) -> None:
     module, x = layer(shape[-1], out_features, bias), torch.randn(shape)
     frozen = FrozenLinear.of(module, torch.float32)
@@ -50,19 +54,38 @@ def test_own_product(shape: tuple[int, ...], out_features: int, bias: bool) -> N
     check(frozen(x.mT.contiguous().mT), module, x)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("shape", "out_features"), SHAPES)
+def test_own_product_of_pairs(shape: tuple[int, ...], out_features: int, bias: bool) -> None:
+    """Which every instruction set has, though only one is fast."""
+    module, x = layer(shape[-1], out_features, bias), torch.randn(shape).bfloat16()
+    check(PanelLinear(module.weight.bfloat16(), module.bias)(x), module, x)
+
+
+def test_odd_depths_are_summed_too() -> None:
+    module, x = layer(7, 16), torch.randn(5, 7)
+    check(PanelLinear(module.weight, module.bias)(x), module, x)
+
+
 def test_the_rest_is_left_to_onednn() -> None:
     module, x = layer(24, 40), torch.randn(2, 7, 24)
     frozen = FrozenLinear.of(module, torch.float32)
     assert frozen.own is None
     check(frozen(x), module, x)
+    assert not PanelLinear.suits(torch.empty(16, 7, dtype=torch.bfloat16))
     module = layer(24, 32)
     gated = FrozenLinear(module.weight, module.bias, torch.float32, "gelu")
     assert gated.own is None
     assert largest_error(gated(x), nn.functional.gelu(module(x))) < 1e-5
 
 
-def test_bits_are_those_of_one_thread() -> None:
-    frozen, x = FrozenLinear.of(layer(512, 96), torch.float32), torch.randn(1, 700, 512)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_are_those_of_one_thread(dtype: torch.dtype) -> None:
+    module = layer(512, 96)
+    frozen, x = (
+        PanelLinear(module.weight.to(dtype), module.bias),
+        torch.randn(1, 700, 512).to(dtype),
+    )
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
