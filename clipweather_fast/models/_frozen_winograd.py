@@ -37,12 +37,19 @@ class Winograd:
         tile: m of F(m×m, 3×3): 2, or, of :attr:`Kind.SAME`, 4.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind, tile: int) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        kind: Kind,
+        tile: int,
+        products: torch.dtype = torch.float32,
+    ) -> None:
         self.kind, self.tile = kind, tile
         self.bias = None if bias is None else bias.float().contiguous()
         taps = weight.double().transpose(0, 1) if kind == Kind.UP else weight.double()
         self.out_channels = taps.shape[0]
-        self.packed = _packed(taps, _axes(kind, tile))
+        self.packed = _packed(taps, _axes(kind, tile), products)
         self.native = (_native.address(self.packed), _native.address(self.bias))
 
     def __call__(
@@ -71,6 +78,7 @@ class Winograd:
             x.data_ptr(),
             _native.DTYPE_CODES[x.dtype],
             self.native,
+            _native.DTYPE_CODES[self.packed.dtype],
             (first, second),
             out.data_ptr(),
             (n, h, w, c, self.out_channels),
@@ -106,7 +114,7 @@ def _axis(tile: int) -> Tensor:
     return torch.cat([values, torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)])
 
 
-def _packed(taps: Tensor, axes: list[Tensor]) -> Tensor:
+def _packed(taps: Tensor, axes: list[Tensor], dtype: torch.dtype) -> Tensor:
     """Taps (C', C, k, k) as the native code reads them: panels of each point, float32."""
     d, c = taps.shape[:2]
     side, part = axes[0].shape[0], padded(d)
@@ -123,7 +131,7 @@ def _packed(taps: Tensor, axes: list[Tensor]) -> Tensor:
             matrix = taps.new_zeros(len(columns) * part, c)
             for k, column in enumerate(columns):
                 matrix[k * part : k * part + d] = column
-            panels.append(in_panels(matrix.float()))
+            panels.append(in_panels(matrix.to(dtype)))
     return torch.cat(panels)
 
 

@@ -9,12 +9,13 @@
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
 
+template <class Out>
 struct PairProduct {
   const uint32_t* a;  // (rows, K / 2) pairs, a_row apart
   int64_t a_row;
   const uint32_t* panel;
   const float* bias;  // of the panel's columns, or null
-  bfloat16_t* c;      // (rows, columns), c_row apart
+  Out* c;             // (rows, columns), c_row apart
   int64_t c_row;
   int64_t rows, columns, pairs;  // columns: a multiple of kPart
 };
@@ -35,8 +36,8 @@ CLIPWEATHER_INLINE Vector<float> add_pair(Vector<float> sum, uint32_t a, VectorU
 #endif
 }
 
-template <int kRows, int kVectors>
-CLIPWEATHER_INLINE void pair_block(const PairProduct& p, int64_t m, int64_t n) {
+template <int kRows, int kVectors, class Out>
+CLIPWEATHER_INLINE void pair_block(const PairProduct<Out>& p, int64_t m, int64_t n) {
   constexpr int64_t kStep = kLanes<float>;
   Vector<float> sum[kRows][kVectors];
 #pragma GCC unroll 2
@@ -67,8 +68,8 @@ CLIPWEATHER_INLINE void pair_block(const PairProduct& p, int64_t m, int64_t n) {
     for (int v = 0; v < kVectors; ++v) store(p.c + (m + r) * p.c_row + n + v * kStep, sum[r][v]);
 }
 
-template <int kRows, int kVectors>
-inline void pair_rows(int64_t count, const PairProduct& p, int64_t m, int64_t n) {
+template <int kRows, int kVectors, class Out>
+inline void pair_rows(int64_t count, const PairProduct<Out>& p, int64_t m, int64_t n) {
   if (count == kRows) {
     pair_block<kRows, kVectors>(p, m, n);
     return;
@@ -76,7 +77,8 @@ inline void pair_rows(int64_t count, const PairProduct& p, int64_t m, int64_t n)
   if constexpr (kRows > 1) pair_rows<kRows - 1, kVectors>(count, p, m, n);
 }
 
-inline void multiply(const PairProduct& p) {
+template <class Out>
+inline void multiply(const PairProduct<Out>& p) {
   constexpr int64_t kStep = kLanes<float>;
   const int64_t groups = ceil_div(p.rows, kRowsAtOnce);
   for (int64_t n = 0; n < p.columns; n += 2 * kStep)

@@ -35,7 +35,8 @@ void run(const LinearArgs& args, int64_t k, int64_t P::* depth) {
 void linear(const LinearArgs& args) {
   if (args.m == 0) return;
   if (args.type == DType::kBFloat16)
-    run<PairProduct, uint32_t, bfloat16_t>(args, args.k / 2, &PairProduct::pairs);
+    run<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>(args, args.k / 2,
+                                                       &PairProduct<bfloat16_t>::pairs);
   else
     run<PanelProduct, float, float>(args, args.k, &PanelProduct::k);
 }

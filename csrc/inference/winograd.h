@@ -18,8 +18,8 @@ enum class WinogradKind : int {
 // The weight is of each point a matrix of C rows in panels. Its columns are the channels of y,
 // padded to a multiple of kPart; of kUp those of each phase that the point belongs to.
 struct WinogradArgs {
-  const void* x;  // (N, H, W, C)
-  const float* weight;
+  const void* x;        // (N, H, W, C)
+  const void* weight;   // of bfloat16 in pairs, as cpu_pairs.h has them; C is even then
   const float* bias;    // (D) or null
   const void* sums[2];  // as y, added after the ReLU; or null; either may be y
   void* y;              // (N, H, W, D); kUp: (N, 2 H, 2 W, D); kDown: H / 2, W / 2, rounded up
@@ -27,7 +27,8 @@ struct WinogradArgs {
   int tile;  // m of F(m x m, 3 x 3): 2, or 4
   WinogradKind kind;
   bool relu;
-  DType type;  // of x, sums and y, float32 or bfloat16; products are of float32
+  DType type;      // of x, sums and y, float32 or bfloat16
+  DType products;  // of what is multiplied: float32, or bfloat16 with tile 2 and x of bfloat16
   int threads;
 };
 
