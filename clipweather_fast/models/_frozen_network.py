@@ -41,7 +41,7 @@ __all__ = ["FrozenNetwork"]
 class FrozenNetwork:
     """What :meth:`RestorationNetwork.restored` computes, on the CPU and without gradient.
 
-    It holds copies of the weights and never the network itself.
+    It refers to the weights, or holds copies, and never to the network itself.
 
     Args:
         network: a :class:`ClipWeather` or :class:`TransWeather` as this package builds them.

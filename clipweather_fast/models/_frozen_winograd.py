@@ -28,13 +28,14 @@ class Kind(IntEnum):
 
 
 class Winograd:
-    """A convolution with its weight as Winograd's algorithm multiplies with it, in float32.
+    """A convolution with its weight as Winograd's algorithm multiplies with it.
 
     Args:
         weight: (C', C, 3, 3); of :attr:`Kind.UP` (C, C', 4, 4).
         bias: (C') or None.
         kind: of the layer.
-        tile: m of F(m×m, 3×3): 2, or, of :attr:`Kind.SAME`, 4.
+        tile: m of F(m×m, 3×3): 2, or, of :attr:`Kind.SAME` in float32, 4.
+        dtype: what it multiplies in; of bfloat16, C is even.
     """
 
     def __init__(
@@ -43,13 +44,13 @@ class Winograd:
         bias: Tensor | None,
         kind: Kind,
         tile: int,
-        products: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.kind, self.tile = kind, tile
         self.bias = None if bias is None else bias.float().contiguous()
         taps = weight.double().transpose(0, 1) if kind == Kind.UP else weight.double()
         self.out_channels = taps.shape[0]
-        self.packed = _packed(taps, _axes(kind, tile), products)
+        self.packed = _packed(taps, _axes(kind, tile), dtype)
         self.native = (_native.address(self.packed), _native.address(self.bias))
 
     def __call__(
@@ -57,13 +58,12 @@ class Winograd:
     ) -> Tensor:
         """An image (N, C, H, W), channels-last, to (N, C', H', W'), through ReLU, plus ``sums``.
 
-        In float32 or bfloat16, which is rounded at the end only.
-
         Args:
             sums: at most two of the result's shape, channels-last.
             relu: whether there is one, before the sums.
             out: the result; it may be one of the sums.
         """
+        assert x.dtype == self.packed.dtype
         n, c, h, w = x.shape
         if out is None:
             sides = (h, w)
@@ -76,9 +76,8 @@ class Winograd:
         first, second = (*(s.data_ptr() for s in sums), 0, 0)[:2]
         _native.core().winograd_cpu(
             x.data_ptr(),
-            _native.DTYPE_CODES[x.dtype],
-            self.native,
             _native.DTYPE_CODES[self.packed.dtype],
+            self.native,
             (first, second),
             out.data_ptr(),
             (n, h, w, c, self.out_channels),

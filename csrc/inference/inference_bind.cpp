@@ -57,14 +57,13 @@ void picture_tail(Address x, int x_type, Address picture, const std::array<Layer
 }
 
 // sums: two images or 0. sizes: N, H, W of x; its channels and those of y.
-void winograd(Address x, int type, const Layer& layer, int products,
-              const std::array<Address, 2>& sums, Address y, const std::array<int64_t, 5>& sizes,
-              int tile, int kind, bool relu, int threads) {
+void winograd(Address x, int type, const Layer& layer, const std::array<Address, 2>& sums,
+              Address y, const std::array<int64_t, 5>& sizes, int tile, int kind, bool relu,
+              int threads) {
   WinogradArgs args{};
   args.x = pointer<const void>(x), args.type = static_cast<DType>(type);
   args.weight = pointer<const void>(std::get<0>(layer));
   args.bias = pointer<const float>(std::get<1>(layer));
-  args.products = static_cast<DType>(products);
   args.sums[0] = pointer<const void>(sums[0]), args.sums[1] = pointer<const void>(sums[1]);
   args.y = pointer<void>(y);
   args.n = sizes[0], args.h = sizes[1], args.w = sizes[2];

@@ -27,8 +27,7 @@ struct WinogradArgs {
   int tile;  // m of F(m x m, 3 x 3): 2, or 4
   WinogradKind kind;
   bool relu;
-  DType type;      // of x, sums and y, float32 or bfloat16
-  DType products;  // of what is multiplied: float32, or bfloat16 with tile 2 and x of bfloat16
+  DType type;  // of x, sums, y and the weight: float32, or bfloat16 with tile 2
   int threads;
 };
 

@@ -24,8 +24,8 @@ struct Pixel {
   int64_t n, row, column;  // of a tile's first output pixel, at the coarse side
 };
 
-// T: of the images; P: of the products.
-template <class T, class P, int kTile, WinogradKind kKind>
+// T: of the images and of what is multiplied.
+template <class T, int kTile, WinogradKind kKind>
 class Winograd {
  public:
   typedef LayerAxis<kTile, kKind> Axis;
@@ -106,7 +106,7 @@ class Winograd {
     const int64_t tiles = end - begin;
     parallel_tasks(tiles, threads, [&](int64_t t, int thread) {
       T* patch = reinterpret_cast<T*>(floats + room.patch) + thread * kIn * kIn * args_.c;
-      enter(room, reinterpret_cast<P*>(floats) + t * entered_row_, patch, first_of(begin + t));
+      enter(room, reinterpret_cast<T*>(floats) + t * entered_row_, patch, first_of(begin + t));
     });
     const int64_t panels = ceil_div(columns_[kSide + 1], kPanel);  // most of any point
     parallel_tasks(kPoints * panels, threads, [&](int64_t task, int) {
@@ -126,7 +126,7 @@ class Winograd {
   }
 
   // A tile's pixels and those around it; what is beyond the image is zero.
-  void enter(const Room& room, P* to, T* patch, const Pixel& at) const {
+  void enter(const Room& room, T* to, T* patch, const Pixel& at) const {
     constexpr int64_t kScale = kDown ? 2 : 1;
     const int64_t c = args_.c, top = kScale * at.row - 1, left = kScale * at.column - 1;
     const T* from = static_cast<const T*>(args_.x) + ((at.n * args_.h + top) * args_.w + left) * c;
@@ -163,11 +163,11 @@ class Winograd {
 
   // Columns [column, column + kPanel) of a point's product.
   void multiply_point(const Room& room, float* floats, int64_t tiles, int e, int64_t column) const {
-    const P* a = reinterpret_cast<const P*>(floats) + e * room.entered_point;
-    const P* panel = static_cast<const P*>(args_.weight) + weight_[e] + column * args_.c;
+    const T* a = reinterpret_cast<const T*>(floats) + e * room.entered_point;
+    const T* panel = static_cast<const T*>(args_.weight) + weight_[e] + column * args_.c;
     const int64_t live = columns_[e] - column < kPanel ? columns_[e] - column : kPanel;
     float* c = floats + room.product[e] + column;
-    if constexpr (sizeof(P) == sizeof(float)) {
+    if constexpr (sizeof(T) == sizeof(float)) {
       multiply(PanelProduct{a, entered_row_, panel, nullptr, c, room.product_row[e], tiles, live,
                             args_.c});
     } else {
@@ -232,17 +232,17 @@ class Winograd {
   int64_t columns_[kPoints], weight_[kPoints];
 };
 
-template <class T, class P>
+template <class T>
 void run(const WinogradArgs& args) {
   switch (args.kind) {
     case WinogradKind::kUp:
-      return Winograd<T, P, 2, WinogradKind::kUp>(args).run();
+      return Winograd<T, 2, WinogradKind::kUp>(args).run();
     case WinogradKind::kDown:
-      return Winograd<T, P, 2, WinogradKind::kDown>(args).run();
+      return Winograd<T, 2, WinogradKind::kDown>(args).run();
     default:
-      if constexpr (sizeof(P) == sizeof(float))
-        if (args.tile == 4) return Winograd<T, P, 4, WinogradKind::kSame>(args).run();
-      return Winograd<T, P, 2, WinogradKind::kSame>(args).run();
+      if constexpr (sizeof(T) == sizeof(float))
+        if (args.tile == 4) return Winograd<T, 4, WinogradKind::kSame>(args).run();
+      return Winograd<T, 2, WinogradKind::kSame>(args).run();
   }
 }
 
@@ -250,12 +250,10 @@ void run(const WinogradArgs& args) {
 
 void winograd(const WinogradArgs& args) {
   if (args.n * args.h * args.w == 0) return;
-  if (args.type == DType::kFloat32)
-    run<float, float>(args);
-  else if (args.products == DType::kFloat32)
-    run<bfloat16_t, float>(args);
+  if (args.type == DType::kBFloat16)
+    run<bfloat16_t>(args);
   else
-    run<bfloat16_t, bfloat16_t>(args);
+    run<float>(args);
 }
 
 }  // namespace CLIPWEATHER_ISA

@@ -23,6 +23,7 @@ from tolerance import ULPS, largest, largest_error
 pytestmark = pytest.mark.skipif(
     _frozen._why_not(torch.float32) is not None, reason=str(_frozen._why_not(torch.float32))
 )
+BFLOAT16 = torch.bfloat16
 needs_bfloat16 = pytest.mark.skipif(
     _frozen._why_not(torch.bfloat16) is not None, reason=str(_frozen._why_not(torch.bfloat16))
 )
@@ -77,7 +78,7 @@ def test_strided_winograd(
     conv = FrozenConv(module, torch.float32)
     check(conv(x), module, x)
     check(conv(x, "relu"), nn.Sequential(module, nn.ReLU()), x)
-    assert set(conv.forms.made) == {2}
+    assert set(conv.layer.forms.made) == {2}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -91,7 +92,7 @@ def test_transposed_winograd(
     module = layer(nn.ConvTranspose2d, channels, out_channels, 4, 2, 1, bias=bias)
     x, up = image(n, channels, h, w), FrozenUp(module, torch.float32)
     check(up(x), module, x)
-    assert set(up.forms.made) == {2}
+    assert set(up.layer.forms.made) == {2}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_residuals_by_winograd(channels: int, n: int, h: int, w: int, tile: int)
     got = frozen(total, skip)
     assert got.data_ptr() == total.data_ptr()
     check(got, module, x, skip)
-    assert set(frozen.conv1.forms.made) == set(frozen.conv2.forms.made) == {tile}
+    assert set(frozen.conv1.layer.forms.made) == set(frozen.conv2.layer.forms.made) == {tile}
 
 
 def test_every_image_has_its_tile() -> None:
@@ -121,7 +122,7 @@ def test_every_image_has_its_tile() -> None:
     conv = FrozenConv(module, torch.float32)
     for side in (6, 40, 6):
         check(conv(image(1, 16, side, side)), module, image(1, 16, side, side))
-    assert set(conv.forms.made) == {2, 4}
+    assert set(conv.layer.forms.made) == {2, 4}
 
 
 def test_few_channels_are_left_to_onednn() -> None:
@@ -130,31 +131,24 @@ def test_few_channels_are_left_to_onednn() -> None:
     check(frozen(x.clone(memory_format=torch.preserve_format), skip), module, x, skip)
     up = layer(nn.ConvTranspose2d, 8, 5, 4, 2, 1)
     check(FrozenUp(up, torch.float32)(x), up, x)
-    assert not frozen.conv1.forms.made
+    assert set(frozen.conv1.layer.forms.made) == {"oneDNN"}
 
 
 @needs_bfloat16
-def test_bfloat16_residuals_by_winograd() -> None:
+@pytest.mark.parametrize(("channels", "form"), [(40, 2), (66, 2), (24, "oneDNN"), (33, "oneDNN")])
+def test_bfloat16_by_winograd(channels: int, form: int | str) -> None:
     torch.manual_seed(0)
-    module, x = Residual(40).requires_grad_(False), image(2, 40, 21, 30, dtype=torch.bfloat16)
-    frozen, skip = FrozenResidual(module, torch.bfloat16), torch.rand_like(x)
+    module, x = Residual(channels).requires_grad_(False), image(2, channels, 21, 30, dtype=BFLOAT16)
+    frozen, skip = FrozenResidual(module, BFLOAT16), torch.rand_like(x)
     check(frozen(x.clone(memory_format=torch.preserve_format), skip), module, x, skip)
-    assert set(frozen.conv1.forms.made) == {4}
-
-
-@needs_bfloat16
-@pytest.mark.parametrize("channels", [40, 512])  # Winograd's form, and products of windows
-def test_small_images_in_bfloat16(channels: int) -> None:
-    x = image(2, channels, 5, 6, dtype=torch.bfloat16)
-    module = layer(nn.Conv2d, channels, 120, 3, 2, 1)
-    conv = FrozenConv(module, torch.bfloat16)
-    check(conv(x), module, x)
-    check(conv(x, "relu"), nn.Sequential(module, nn.ReLU()), x)
-    assert set(conv.forms.made) == {2 if channels == 40 else "windows"}
-    module = layer(nn.ConvTranspose2d, channels, 264, 4, 2, 1)
-    up = FrozenUp(module, torch.bfloat16)
+    module, x = layer(nn.Conv2d, channels, 40, 3, 2, 1), image(2, channels, 5, 6, dtype=BFLOAT16)
+    down = FrozenConv(module, BFLOAT16)
+    check(down(x), module, x)
+    module = layer(nn.ConvTranspose2d, channels, 24, 4, 2, 1)
+    up = FrozenUp(module, BFLOAT16)
     check(up(x), module, x)
-    assert set(up.forms.made) == {2 if channels == 40 else "phases"}
+    for conv in (frozen.conv1, frozen.conv2, down, up):
+        assert set(conv.layer.forms.made) == {form}
 
 
 def test_bits_are_those_of_one_thread() -> None:
