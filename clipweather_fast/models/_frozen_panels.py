@@ -29,15 +29,15 @@ def pairs_pay() -> bool:
     return _native.CPU_ISAS[_native.core().cpu_isa] == "avx512_bf16" and not amx()
 
 
-def in_panels(weight: Tensor) -> Tensor:
-    """A matrix (N, K) as panels of 32 of its rows, side by side, padded with zeros.
+def in_panels(matrix: Tensor) -> Tensor:
+    """A matrix (K, N) as panels of 32 of its columns, one after the other, padded with zeros.
 
-    In bfloat16 pairs of neighbours stay together; K is even.
+    In bfloat16 pairs of neighbours in a column stay together; K is even.
     """
-    n, k = weight.shape
-    together = 2 if weight.dtype == torch.bfloat16 else 1
-    whole = F.pad(weight, (0, 0, 0, -n % PANEL))
-    return whole.view(-1, PANEL, k // together, together).transpose(1, 2).flatten()
+    k, n = matrix.shape
+    together = 2 if matrix.dtype == torch.bfloat16 else 1
+    whole = F.pad(matrix, (0, -n % PANEL))
+    return whole.reshape(k // together, together, -1, PANEL).permute(2, 0, 3, 1).flatten()
 
 
 class PanelLinear:
@@ -57,7 +57,7 @@ class PanelLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.out_features, self.dtype = weight.shape[0], weight.dtype
-        self.packed = in_panels(weight)
+        self.packed = in_panels(weight.t())
         self.bias = None if bias is None else bias.float().contiguous()
         self.native = (_native.address(self.packed), _native.address(self.bias))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipweather_fast.models._frozen_panels import in_panels, padded
@@ -48,8 +49,9 @@ class Winograd:
     ) -> None:
         self.kind, self.tile = kind, tile
         self.bias = None if bias is None else bias.float().contiguous()
-        taps = weight.double().transpose(0, 1) if kind == Kind.UP else weight.double()
-        self.out_channels = taps.shape[0]
+        order = (2, 3, 0, 1) if kind == Kind.UP else (2, 3, 1, 0)
+        taps = weight.permute(order).double()
+        self.out_channels = taps.shape[-1]
         self.packed = _packed(taps, _axes(kind, tile), dtype)
         self.native = (_native.address(self.packed), _native.address(self.bias))
 
@@ -114,24 +116,22 @@ def _axis(tile: int) -> Tensor:
 
 
 def _packed(taps: Tensor, axes: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """Taps (C', C, k, k) as the native code reads them: panels of each point, float32."""
-    d, c = taps.shape[:2]
-    side, part = axes[0].shape[0], padded(d)
-    rows = [axis @ taps for axis in axes]
-    panels = []
-    for i in range(side):
-        for j in range(side):
-            columns = [
-                row[..., i, :] @ axis[j]
-                for p, row in enumerate(rows)
-                for q, axis in enumerate(axes)
+    """Taps (k, k, C, C') as the native code reads them: panels of each point."""
+    c, d = taps.shape[2:]
+    side = axes[0].shape[0]
+    columns: list[list[Tensor]] = [[] for _ in range(side * side)]
+    for p, rows in enumerate(axes):
+        for q, across in enumerate(axes):
+            own = [
+                i * side + j
+                for i in range(side)
+                for j in range(side)
                 if _belongs(i, p, side, len(axes)) and _belongs(j, q, side, len(axes))
             ]
-            matrix = taps.new_zeros(len(columns) * part, c)
-            for k, column in enumerate(columns):
-                matrix[k * part : k * part + d] = column
-            panels.append(in_panels(matrix.to(dtype)))
-    return torch.cat(panels)
+            weights = torch.kron(rows, across)[own] @ taps.flatten(2).flatten(0, 1)
+            for point, weight in zip(own, weights.to(dtype).view(-1, c, d), strict=True):
+                columns[point].append(F.pad(weight, (0, padded(d) - d)))
+    return torch.cat([in_panels(torch.cat(parts, 1)) for parts in columns])
 
 
 def _belongs(point: int, phase: int, side: int, phases: int) -> bool:
