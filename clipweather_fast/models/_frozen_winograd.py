@@ -27,6 +27,16 @@ class Kind(IntEnum):
     DOWN = 2
     """3×3, stride 2, padding 1."""
 
+    def result(self, x: Tensor, channels: int) -> Tensor:
+        """Room for what a layer makes of an image (N, C, H, W), channels-last."""
+        n, _, h, w = x.shape
+        if self == Kind.UP:
+            h, w = 2 * h, 2 * w
+        elif self == Kind.DOWN:
+            h, w = (h + 1) // 2, (w + 1) // 2
+        layout = torch.channels_last
+        return torch.empty(n, channels, h, w, dtype=x.dtype, memory_format=layout)
+
 
 class Winograd:
     """A convolution with its weight as Winograd's algorithm multiplies with it.
@@ -68,13 +78,7 @@ class Winograd:
         assert x.dtype == self.packed.dtype
         n, c, h, w = x.shape
         if out is None:
-            sides = (h, w)
-            if self.kind == Kind.UP:
-                sides = (2 * h, 2 * w)
-            elif self.kind == Kind.DOWN:
-                sides = ((h + 1) // 2, (w + 1) // 2)
-            shape = (n, self.out_channels, *sides)
-            out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+            out = self.kind.result(x, self.out_channels)
         first, second = (*(s.data_ptr() for s in sums), 0, 0)[:2]
         _native.core().winograd_cpu(
             x.data_ptr(),

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
-__all__ = ["dispatcher_idle", "observed", "observer_rests", "unobserved"]
+__all__ = ["dispatcher_idle", "observed", "observer_looks", "observer_rests", "unobserved"]
 
 # None of these is public. Where a version of PyTorch lacks one, every call takes the dispatcher.
 _keys_of: Callable[[Tensor], Any] | None = getattr(torch._C, "_dispatch_keys", None)
@@ -64,6 +64,11 @@ def unobserved() -> Iterator[None]:
         yield
     finally:
         _observer.rests = before
+
+
+def observer_looks() -> bool:
+    """Whether a pass is only made to be looked at: dense layers then need not compute."""
+    return _observer.modes > 0 and not _observer.rests
 
 
 def observer_rests() -> bool:
