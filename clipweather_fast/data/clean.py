@@ -16,6 +16,7 @@ from clipweather_fast.data.epoch import SharedEpoch
 from clipweather_fast.data.held import HeldPictures
 from clipweather_fast.data.pair import DatasetError
 from clipweather_fast.data.paired import mirrored
+from clipweather_fast.data.recoloring import MOST_RECOLORING, recolored
 from clipweather_fast.data.transport import check_dtype, to_tensor
 from clipweather_fast.data.weathers import WEATHERS
 from clipweather_fast.data.window import Window, padded, picture_source
@@ -46,6 +47,10 @@ class CleanDataset(Dataset[dict[str, Tensor]]):
         shrink: reduce photographs by a random factor up to this, so that one of many megapixels
             also shows whole things, sharp and without noise; 1: never. All factors are equally
             likely on a logarithmic scale, and no photograph is made smaller than the crop.
+        turns: also show crops on their side, with probability 1/2.
+        recolor: how far colours are changed at random, see
+            :func:`clipweather_fast.data.recoloring.recolored`; None: not at all. Networks learn
+            a few dozen photographs by heart, and with them what drops hide.
         held_bytes: how much memory decoded photographs may take.
         dtype: ``torch.uint8`` gives bytes (see :func:`to_unit_range`); 16 bits are then rounded.
 
@@ -67,6 +72,8 @@ class CleanDataset(Dataset[dict[str, Tensor]]):
         weathers: Sequence[str] = WEATHERS,
         flips: bool = True,
         shrink: float = 1.0,
+        turns: bool = False,
+        recolor: float | None = None,
         held_bytes: int = 1 << 30,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -78,6 +85,10 @@ class CleanDataset(Dataset[dict[str, Tensor]]):
             )
         if not shrink >= 1:
             raise ValueError(f"CleanDataset: shrink must be at least 1, got {shrink}")
+        if recolor is not None and not 0 <= recolor <= MOST_RECOLORING:
+            raise ValueError(
+                f"CleanDataset: recolor must be 0 to {MOST_RECOLORING:g} or None, got {recolor}"
+            )
         if not weathers or not set(weathers) <= set(WEATHERS):
             raise ValueError(
                 f"CleanDataset: weathers must be some of {', '.join(WEATHERS)}, got {weathers!r}"
@@ -86,6 +97,7 @@ class CleanDataset(Dataset[dict[str, Tensor]]):
         self.files = _files(photographs)
         self.crop, self.seed, self.flips = crop, seed, flips
         self.shrink, self.dtype = shrink, dtype
+        self.turns, self.recolor = turns, recolor
         self.samples_per_epoch = samples_per_epoch or len(self.files)
         self._classes = [WEATHERS.index(weather) for weather in weathers]
         self._epoch = SharedEpoch()
@@ -114,7 +126,7 @@ class CleanDataset(Dataset[dict[str, Tensor]]):
         weather = self._classes[choices.below(len(self._classes))]
         seed = choices.number()
         try:
-            pixels = self._pixels(index % len(self.files), choices)
+            pixels = self._varied(self._pixels(index % len(self.files), choices), index)
         except PictureError as error:
             raise DatasetError.at(error.path, error.words, "unreadable") from error
         return {
@@ -139,6 +151,14 @@ class CleanDataset(Dataset[dict[str, Tensor]]):
         if window.height > self.crop:
             part = _reduced(part, self.crop)
         return part[mirrored(choices)] if self.flips else part
+
+    def _varied(self, pixels: Samples, index: int) -> Samples:
+        # Numbers of their own: without these changes samples are what they always were.
+        choices = Choices("clean, varied", self.seed, self.epoch, index)
+        turned = choices.coin()
+        if self.turns and turned:
+            pixels = pixels.transpose(1, 0, 2)
+        return pixels if self.recolor is None else recolored(pixels, self.recolor, choices)
 
     def _window(self, height: int, width: int, choices: Choices) -> Window:
         """What becomes the crop: larger than it where the photograph is reduced."""

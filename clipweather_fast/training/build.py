@@ -42,6 +42,8 @@ def samples_of(config: TrainingConfig) -> Samples:
             weathers=data.weathers,
             flips=data.flips,
             shrink=data.shrink,
+            turns=data.turns,
+            recolor=data.recolor,
             dtype=torch.uint8,
         )
     raise ValueError(

@@ -142,6 +142,9 @@ class DataSection(_Checked):
         samples_per_epoch: of clean photographs, crops per epoch; None: one per photograph.
         weathers: what clean photographs are put into, some of snow, rain and raindrop.
         shrink: clean photographs are reduced by a random factor up to this before they are cropped.
+        turns: whether clean photographs are also shown on their side.
+        recolor: how far the colours of clean photographs are changed at random, 0 to 2; None: not
+            at all.
         crop: side of the square crops, in pixels.
         flips: whether crops are mirrored at random.
         batch: pictures per step of the optimizer, over all processes and micro-batches.
@@ -162,6 +165,8 @@ class DataSection(_Checked):
     samples_per_epoch: int | None = None
     weathers: tuple[str, ...] = ("snow", "rain", "raindrop")
     shrink: float = 1.0
+    turns: bool = False
+    recolor: float | None = None
     crop: int = 256
     flips: bool = True
     batch: int = 32
@@ -176,6 +181,8 @@ class DataSection(_Checked):
         self._require_at_least(1, "crop", "batch", "samples_per_epoch", "validation_pictures")
         self._require_at_least(0, "workers")
         self._require_at_least(1, "shrink")
+        known = self.recolor is None or 0 <= self.recolor <= 2
+        self._require("recolor", known, "0 to 2, or none")
         known = bool(self.weathers) and {*self.weathers} <= {"snow", "rain", "raindrop"}
         self._require("weathers", known, "some of snow, rain, raindrop")
         self._require_share("cutmix")

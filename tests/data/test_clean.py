@@ -12,6 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from clipweather_fast.data import WEATHERS, CleanDataset, DatasetError
+from clipweather_fast.data.choices import Choices
+from clipweather_fast.data.recoloring import recolored
 from clipweather_fast.restore import Picture, write_picture
 from small_dataset import HEIGHT, WIDTH, put
 
@@ -134,3 +136,53 @@ def test_what_cannot_be_is_named(folder: Path) -> None:
 def test_wrong_arguments(folder: Path, choices: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         CleanDataset(folder, **choices)
+
+
+def test_turns_show_some_crops_on_their_side(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.arange(60, dtype=np.uint8)[None, :, None], (60, 60, 3))
+    Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "a.png")
+    sideways = 0
+    for turns in (False, True):
+        dataset = CleanDataset(tmp_path, crop=20, samples_per_epoch=40, turns=turns)
+        crops = [dataset[index]["truth"][0] for index in range(40)]
+        sideways = sum(bool((crop[0] == crop[0, 0]).all()) for crop in crops)
+        assert sideways == 0 or turns
+    assert 10 <= sideways <= 30
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_recoloring_keeps_black_and_order_of_values(dtype: Any) -> None:
+    top = np.iinfo(dtype).max
+    values = np.linspace(0, top, 256).astype(dtype)
+    pixels = np.stack([values, values[::-1], np.zeros_like(values)], axis=-1)[None]
+    seen = set()
+    for number in range(60):
+        got = recolored(pixels, 0.7, Choices("test", number))
+        assert got.dtype == dtype
+        assert got.shape == pixels.shape
+        black = [c for c in range(3) if not got[..., c].any()]
+        rising = [c for c in range(3) if (np.diff(got[0, :, c].astype(int)) >= 0).all()]
+        (rising_one,) = set(rising) - set(black)
+        assert len(black) == 1
+        seen.add((black[0], rising_one))
+        assert np.exp(-0.7) * top - 1 <= got[0, -1, rising_one] <= top
+        middle = got[0, 128, rising_one] / got[0, -1, rising_one]
+        assert 0.5 ** np.exp(0.7) - 0.01 <= middle <= 0.5 ** np.exp(-0.7) + 0.01
+    assert len(seen) == 6
+
+
+def test_recoloring_is_a_pure_function_of_seed_epoch_and_index(folder: Path) -> None:
+    plain, one, two = (
+        CleanDataset(folder, crop=8, samples_per_epoch=4, recolor=recolor)
+        for recolor in (None, 0.5, 0.5)
+    )
+    assert torch.equal(one[1]["truth"], two[1]["truth"])
+    assert one[1]["seed"] == plain[1]["seed"]
+    assert not torch.equal(one[1]["truth"], plain[1]["truth"])
+    two.set_epoch(1)
+    assert not torch.equal(one[1]["truth"], two[1]["truth"])
+
+
+def test_a_recoloring_out_of_range_is_named(folder: Path) -> None:
+    with pytest.raises(ValueError, match="recolor must be 0 to 2 or None, got 3"):
+        CleanDataset(folder, recolor=3)
