@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import permutations
-from typing import cast
 
 import numpy as np
 
@@ -42,4 +41,4 @@ def recolored(pixels: Samples, strength: float, choices: Choices) -> Samples:
         gain = math.exp(-strength * choices.fraction())
         table = np.rint(curve * gain).astype(pixels.dtype)
         result[..., channel] = table[pixels[..., source]]
-    return cast(Samples, result)
+    return result
