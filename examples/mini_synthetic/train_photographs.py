@@ -3,10 +3,11 @@
     python examples/mini_synthetic/train_photographs.py FOLDER [--cache FOLDER] [--side 384]
 
 They come inside packages: vc2-conformance-data from the Python package index (GPL-3),
-mate-backgrounds and plasma-workspace-wallpapers from Debian (GPL-2 and later), about 390 MB,
-fetched by pip and by apt-get. What is in the cache already is not fetched again, so on a system
-without apt-get the two .deb files can be put there by hand; unpacking them needs dpkg-deb. This
-project does not redistribute the photographs.
+mate-backgrounds and plasma-workspace-wallpapers (GPL-2 and later) and lomiri-wallpapers-16.04 and
+-20.04 (Creative Commons CC0, BY and BY-SA) from Debian, about 420 MB, fetched by pip and by
+apt-get. What is in the cache already is not fetched again, so on a system without apt-get the .deb
+files can be put there by hand; unpacking them needs dpkg-deb. This project does not redistribute
+the photographs.
 
 Large photographs look soft pixel by pixel, so each is scaled down until its shorter side has 1700,
 1100, 720 and 480 pixels, where that makes it clearly smaller, and every version is cut into square
@@ -36,6 +37,8 @@ RAW = ("berries", "kingswood", "trees")
 
 MATE = "mate-backgrounds_*.deb"
 PLASMA = "plasma-workspace-wallpapers_*.deb"
+LOMIRI = "lomiri-wallpapers-16.04_*.deb"
+LOMIRI_LATER = "lomiri-wallpapers-20.04_*.deb"
 #: Photographs by package, as they begin and end in the archive.
 PHOTOGRAPHS = {
     MATE: [
@@ -70,6 +73,25 @@ PHOTOGRAPHS = {
             "summer_1am",
         )
     ],
+    LOMIRI: [
+        f"./usr/share/backgrounds/{name}.jpg"
+        for name in (
+            "Bridge_by_Sander_Klootwijk",
+            "Dragonfly_by_Bolly",
+            "Picture_0B_by_freespace",
+            "Picture_1A_by_freespace",
+            "Wine_by_Jakkub_Mede",
+            "aitzgorri_by_Aitzol_Berasategi",
+            "free_by_Peter_Nerlich",
+            "friends_by_Aitzol_Berasategi",
+            "greentock_by_Peter_Nerlich",
+            "life_by_Aitzol_Berasategi",
+            "picosdeeuropa_by_Aitzol_Berasategi",
+            "seeding_by_Clements_Engelhardt",
+            "sunset_by_Aitzol_Berasategi",
+        )
+    ],
+    LOMIRI_LATER: ["./usr/share/backgrounds/Kleiber_by_Lukas_Baubkus.jpg"],
 }
 #: Shorter sides of the versions of a photograph.
 SHORTER_SIDES = (1700, 1100, 720, 480)
@@ -108,7 +130,7 @@ def fetch(cache: Path) -> None:
     if not list(cache.glob(WHEEL)):
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(cache)]
         subprocess.run([*pip, "vc2-conformance-data==1.0.0"], check=True)
-    for pattern in (MATE, PLASMA):
+    for pattern in PHOTOGRAPHS:
         if not list(cache.glob(pattern)):
             subprocess.run(["apt-get", "download", pattern.split("_")[0]], check=True, cwd=cache)
 
@@ -128,7 +150,9 @@ def photographs(cache: Path) -> Iterator[tuple[str, Image.Image]]:
                 member = archive.extractfile(name)
                 if member is None:
                     raise FileNotFoundError(f"{package}: {name} is not a file")
-                title = Path(name).stem if pattern == MATE else Path(name).parts[3]
+                # Every wallpaper of Plasma's is called by its size, in a folder of its name.
+                title = Path(name).parts[3] if pattern == PLASMA else Path(name).stem
+                title = title.partition("_by_")[0]
                 yield title, Image.open(member).convert("RGB")
 
 
