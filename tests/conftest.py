@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +33,11 @@ pytest.register_assert_rewrite(
 from clipweather_fast.ops import BACKENDS
 from clipweather_fast.ops._native import CPU_ISAS, core, why_not_loaded
 from clipweather_fast.ops._triton import interpreted
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and with them the
+    # commands that some tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LOW_DTYPES = (torch.bfloat16, torch.float16)
