@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from clipweather_fast.models._frozen import form_dtype
-from clipweather_fast.models._frozen_tower import frozen_tower
 from clipweather_fast.models.config import ClipWeatherConfig
 
 if TYPE_CHECKING:
@@ -49,6 +48,9 @@ class FrozenPrior:
         with torch.no_grad(), _no_autocast(image.device.type):
             form = None
             if dtype is not None and len(pixels):
+                # Here, so that who needs no CLIP does not import what builds it.
+                from clipweather_fast.models._frozen_tower import frozen_tower
+
                 form = frozen_tower(encoder, dtype)
             if form is None:
                 prior: Tensor = encoder(pixels)
