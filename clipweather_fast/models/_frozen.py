@@ -11,9 +11,7 @@ leave the call to the modules.
 from __future__ import annotations
 
 from functools import cache
-from threading import Lock
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +20,18 @@ from torch.nn.modules import module as torch_module
 from clipweather_fast import modules
 from clipweather_fast.models import _blocks, _conv_decoder, _encoder, _prior_embedding
 from clipweather_fast.models._conv_decoder import Up
-from clipweather_fast.models._fingerprint import Fingerprint
+from clipweather_fast.models._kept_forms import FormKey, KeptForms
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._backends import requested_backend
-from clipweather_fast.ops._direct import dispatcher_idle, unobserved
+from clipweather_fast.ops._direct import dispatcher_idle
 
 if TYPE_CHECKING:
     from clipweather_fast.models._frozen_network import FrozenNetwork
     from clipweather_fast.models.network import RestorationNetwork
 
-__all__ = ["FormKey", "form_dtype", "form_key", "frozen_form"]
+__all__ = ["form_dtype", "form_key", "frozen_form"]
 
-FormKey = tuple[Any, ...]
-_forms: WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[FormKey, FrozenNetwork, Fingerprint]]]
-_forms = WeakKeyDictionary()
-_building = Lock()
+_forms: KeptForms[FrozenNetwork] = KeptForms()
 
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
@@ -70,20 +65,15 @@ def frozen_form(
     key = form_key(network, _known_classes())
     if key is None:
         return None
-    with _building:
-        forms = _forms.setdefault(network, {})
-        known = forms.get(dtype)
-        if known is not None and known[0] == key and known[2].holds():
-            return known[1]
-        from clipweather_fast.models._frozen_network import FrozenNetwork
+    from clipweather_fast.models._frozen_network import FrozenNetwork
 
-        own = (w for name, w in network.named_parameters() if not name.startswith("prior_encoder."))
-        # A form is kept: whoever counts a pass without computing it must not build it so.
-        with unobserved(), torch.inference_mode(False), torch.no_grad():
-            with torch.autocast("cpu", enabled=False):
-                form = FrozenNetwork(network, dtype)
-            forms[dtype] = (key, form, Fingerprint(own))
-        return form
+    return _forms.get(
+        network,
+        dtype,
+        key,
+        lambda: (w for n, w in network.named_parameters() if not n.startswith("prior_encoder.")),
+        lambda: FrozenNetwork(network, dtype),
+    )
 
 
 def form_dtype(picture: Tensor, prior: Tensor | None = None) -> torch.dtype | None:

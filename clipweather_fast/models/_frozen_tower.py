@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
-from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from clipweather_fast.clip.prior import ClipPriorEncoder
-from clipweather_fast.models._fingerprint import Fingerprint
-from clipweather_fast.models._frozen import FormKey, form_key
+from clipweather_fast.models._frozen import form_key
 from clipweather_fast.models._frozen_layers import FrozenLinear, FrozenNorm, attended, residual_norm
+from clipweather_fast.models._kept_forms import KeptForms
 
 __all__ = ["FrozenTower", "frozen_tower"]
 
@@ -22,9 +20,7 @@ QUICK = 1.702
 #: How far a form may be from its encoder, of the largest value, the first time they are compared.
 AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
-_forms: WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[FormKey, Any, Fingerprint]]]
-_forms = WeakKeyDictionary()
-_building = Lock()
+_forms: KeptForms[FrozenTower | None] = KeptForms()
 
 
 def frozen_tower(encoder: nn.Module, dtype: torch.dtype) -> FrozenTower | None:
@@ -43,14 +39,7 @@ def frozen_tower(encoder: nn.Module, dtype: torch.dtype) -> FrozenTower | None:
     if key is None:
         return None
     tower = encoder.visual
-    with _building:
-        forms = _forms.setdefault(encoder, {})
-        found = forms.get(dtype)
-        if found is None or found[0] != key or not found[2].holds():
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                found = key, _agreeing(tower, dtype), Fingerprint(tower.parameters())
-            forms[dtype] = found
-        return found[1]
+    return _forms.get(encoder, dtype, key, tower.parameters, lambda: _agreeing(tower, dtype))
 
 
 @cache

@@ -41,8 +41,8 @@ def picture(n: int = 2) -> Tensor:
 
 def forms(encoder: nn.Module) -> set[torch.dtype]:
     """The precisions of which there is a form."""
-    made = _frozen_tower._forms.get(encoder, {})
-    return {dtype for dtype, (_, form, _) in made.items() if form is not None}
+    made = _frozen_tower._forms.of(encoder)
+    return {dtype for dtype, form in made.items() if form is not None}
 
 
 @torch.no_grad()

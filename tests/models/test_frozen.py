@@ -59,7 +59,7 @@ def plain(network: RestorationNetwork, image: Tensor) -> Tensor:
 
 
 def forms(network: nn.Module) -> set[torch.dtype]:
-    return set(_frozen._forms.get(network, {}))
+    return set(_frozen._forms.of(network))
 
 
 def check(network: RestorationNetwork, image: Tensor) -> None:
@@ -156,9 +156,9 @@ def test_it_follows_the_weights(change: Callable[[RestorationNetwork], None]) ->
 def test_the_same_weights_are_not_frozen_twice() -> None:
     network, image = small(), photograph(64, 64)
     frozen(network, image)
-    form = _frozen._forms[network][torch.float32][1]
+    form = _frozen._forms.of(network)[torch.float32]
     frozen(network, image)
-    assert _frozen._forms[network][torch.float32][1] is form
+    assert _frozen._forms.of(network)[torch.float32] is form
 
 
 class Doubled(nn.Linear):
