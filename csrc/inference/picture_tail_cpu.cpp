@@ -273,7 +273,7 @@ class Flow {
           rows, features_.stride, layers_.first.planes, layers_.first.group(o, 9),
           layers_.first.bias + o, begin(2), end(2), [&](int64_t x, Lanes* sums) {
 #pragma GCC unroll 8
-            for (int i = 0; i < kOutputs; ++i) sums[i] = max(sums[i], Lanes{});
+            for (int i = 0; i < kOutputs; ++i) sums[i] = max(Lanes{}, sums[i]);  // a NaN stays one
             store_planes(to + o / Channels::kChannels * hidden_.stride, hidden_.stride, x, sums);
           });
     if (end(2) == a_.w) clear_beyond(hidden_, y, 0, hidden_.planes, a_.w, base_);

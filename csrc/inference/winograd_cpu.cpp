@@ -213,7 +213,7 @@ class Winograd {
   }
 
   CLIPWEATHER_INLINE void finish(Vector<float> v, int64_t at, int64_t live) const {
-    if (args_.relu) v = max(v, Vector<float>{});
+    if (args_.relu) v = max(Vector<float>{}, v);  // a NaN stays one
 #pragma GCC unroll 2
     for (const void* sum : args_.sums)
       if (sum != nullptr) v += some(static_cast<const T*>(sum) + at, live);

@@ -284,3 +284,13 @@ def test_the_tail_over_the_borders_of_its_tasks(channels: tuple[int, int], detai
         y = torch.tanh(last(y))
         expected = y + (picture + 1) / 2 if detail else y
         assert largest_error(tail(features.to(dtype), picture), expected) < tolerance
+
+
+@torch.no_grad()
+def test_the_tail_shows_weights_that_broke_behind_its_relu() -> None:
+    torch.manual_seed(0)
+    branch = Detail(8, 6)
+    next(branch.conv1.parameters())[2, 1, 1, 1] = torch.nan
+    tail = FrozenTail(Up(16, 8), branch, Conv(8, 3), adds_picture=True)
+    picture = torch.rand(1, 3, 16, 24).contiguous(memory_format=torch.channels_last)
+    assert tail(torch.randn(1, 16, 8, 12), picture).isnan().all()

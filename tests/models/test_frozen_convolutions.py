@@ -81,6 +81,15 @@ def test_strided_winograd(
     assert set(conv.layer.forms.made) == {2}
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weights_that_broke_are_seen_behind_a_relu(stride: int) -> None:
+    module, x = layer(nn.Conv2d, 16, 16, 3, stride, 1), image(1, 16, 18, 22)
+    module.bias[3] = torch.nan
+    y = FrozenConv(module, torch.float32)(x, "relu")
+    assert y[:, 3].isnan().all()
+    assert not y[:, :3].isnan().any()
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("channels", "out_channels", "n", "h", "w"),
