@@ -2,7 +2,10 @@
 
 Each drop is a small wide-angle lens: it shows a large part of the scene upside down and minified,
 with a bright rim where it catches light and a dark one where it looks sideways. The camera is
-focused on the scene, so what the drop shows is blurred and its outline M is soft.
+focused on the scene, so each point of the pane is spread over a disc that is about as wide there as
+the lens's opening: what the drop shows is blurred, and M is the drop's shape averaged over that
+disc. A drop smaller than the disc is a faint spot, as large as the disc; a large one has a wide
+soft edge.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ __all__ = ["DropLayer", "Raindrops", "spattered"]
 
 #: Random numbers that a drop needs.
 CHANNELS = 6
-#: What drops show is read from a picture averaged over squares of this side, in pixels.
-BLUR = 8
+#: What drops show is read from pictures averaged over squares of these sides, in pixels.
+BLURS = 8, 32, 128
+#: Means over a drop of its rim's darkness and of its crescent's light, each at most 1.
+RIM, CRESCENT = 0.2, 0.125
 #: Sums over a pixel's drops: weight, where they look (row, column), shade, added light.
 PLANES = 5
 
@@ -35,7 +40,7 @@ class DropLayer:
     Attributes:
         density: drops per 10,000 pixels.
         smallest, largest: radii, in pixels.
-        softness: width of the edge, in pixels.
+        defocus: radius of the disc over which a point of the pane is spread, in pixels.
         tallest: height of the longest drops over their width, at least 1.
         raggedness: by how much the outline departs from an ellipse, in radii.
     """
@@ -43,21 +48,26 @@ class DropLayer:
     density: float
     smallest: float
     largest: float
-    softness: float
+    defocus: float
     tallest: float
     raggedness: float
 
     def reach(self, radius: Number) -> Number:
         """Pixels from a drop's middle beyond which there is nothing of it."""
-        return radius * (self.tallest * (1 + 2 * self.raggedness)) + self.softness / 2 + 1
+        return (radius + self.defocus) * (self.tallest * (1 + 2 * self.raggedness)) + 1
 
 
-#: name, drops per 10,000 pixels (light and heavy), radii, height over width at most
+#: Pixels per millimetre of the pane, in a picture of 480 pixels that shows 7 centimetres of it.
+PER_MILLIMETRE = 6.7
+#: Millimetres of lenses' openings: a telephone's or a car's camera to a large one stopped down.
+OPENINGS = 0.75, 3.0
+#: name, drops per 10,000 pixels (light and heavy), radii, height over width at most: drops of
+#: 0.2 to 5 millimetres.
 LAYERS = (
     ("spray", (1.5, 20.0), (1.3, 3.5), 1.7),
-    ("small", (1.5, 9.0), (3.5, 9.0), 1.7),
-    ("middle", (0.7, 3.0), (8.0, 17.0), 1.6),
-    ("large", (0.1, 0.6), (16.0, 34.0), 1.4),
+    ("small", (1.8, 10.5), (3.5, 9.0), 1.7),
+    ("middle", (0.9, 3.6), (8.0, 17.0), 1.6),
+    ("large", (0.13, 0.72), (16.0, 34.0), 1.4),
 )
 
 
@@ -70,7 +80,6 @@ class Raindrops:
         scale: size of everything, relative to a picture of 480 pixels.
         opacity: of the drops' middles, in [0, 1].
         view: pixels of the scene that a drop shows beyond its middle, at its edge.
-        blur: 0 a drop shows averages over 8 pixels, 1 over 32.
         gain: brightness of what a drop shows.
         rim: how far the upper edge is darkened, in [0, 1].
         light: what the lower edge adds, in [0, 1].
@@ -81,7 +90,6 @@ class Raindrops:
     scale: float
     opacity: float
     view: float
-    blur: float
     gain: float
     rim: float
     light: float
@@ -93,7 +101,7 @@ class Raindrops:
         draw = Draws(key(seed, "raindrops"))
         scale *= draw.scaled(0.75, 1.35)
         amount = draw.unit()
-        focus = draw.scaled(0.8, 7.0) * scale
+        defocus = draw.scaled(*OPENINGS) / 2 * PER_MILLIMETRE * scale
         layers = []
         for _, density, sizes, tallest in LAYERS:
             heavy = min(1.0, max(0.0, amount + draw.between(-0.35, 0.35)))
@@ -103,7 +111,7 @@ class Raindrops:
                     density=strength * low * (high / low) ** heavy / scale**2,
                     smallest=sizes[0] * scale,
                     largest=sizes[1] * scale,
-                    softness=focus,
+                    defocus=defocus,
                     tallest=draw.between(1.05, tallest),
                     raggedness=draw.between(0.0, 0.14),
                 )
@@ -113,7 +121,6 @@ class Raindrops:
             scale=scale,
             opacity=draw.between(0.8, 1.0),
             view=draw.scaled(20.0, 260.0) * scale,
-            blur=draw.unit(),
             gain=draw.between(0.7, 1.25),
             rim=draw.between(0.0, 0.75),
             light=draw.between(0.0, 0.45),
@@ -124,19 +131,19 @@ class Raindrops:
 def spattered(clean: Tensor, keys: Sequence[int], drops: Sequence[Raindrops]) -> Tensor:
     """Photographs (N, 3, H, W), float32 in [0, 1], through these drops."""
     seen = clean
-    blurred: Tensor | None = None
+    blurred: list[Tensor] = []
     for number in range(len(LAYERS)):
         sums = _lenses(clean, [key(k, "drops", number) for k in keys], drops, number)
         if sums is None:
             continue
-        if blurred is None:
-            blurred = _blurred(clean, drops)
+        if not blurred:
+            blurred = _blurred(clean)
         weight, *shares = sums
         # Where drops touch, each pixel sees their average: they run into one.
         rows, columns, shade, light = (share / weight.clamp(min=1e-6) for share in shares)
         opacity = column([d.opacity for d in drops], clean.device)[:, :, None, None]
         mask = weight.clamp(max=1) * opacity
-        shown = _looked_up(blurred, rows, columns, clean.shape[2:])
+        shown = _looked_up(_seen(blurred, drops, number), rows, columns, clean.shape[2:])
         drop = (shown * shade + light).clamp_(0, 1)
         seen = seen * (1 - mask) + drop * mask
     return seen.clamp(0, 1)
@@ -167,12 +174,12 @@ def _optics(
     layers = [d.layers[layer] for d in drops]
     table = torch.tensor(
         [
-            (p.softness, p.tallest, p.raggedness, d.view, d.gain, d.rim, d.light)
+            (p.defocus, p.tallest, p.raggedness, d.view, d.gain, d.rim, d.light)
             for d, p in zip(drops, layers, strict=True)
         ],
         dtype=torch.float32,
     ).to(drawn.device)
-    soft, tall, ragged, view, gain, rim, glow = table[:, :, None].unbind(1)
+    defocus, tall, ragged, view, gain, rim, glow = table[:, :, None].unbind(1)
     radius = radii(layers, drawn[0])
     height = 1 + (tall - 1) * drawn[1].square()
     lobes = 2 * math.pi * drawn[2]
@@ -185,30 +192,52 @@ def _optics(
     sine = down / distance.clamp(min=1e-3)
     # cos 2θ flattens or stretches, sin 3θ makes a drop narrow above and wide below.
     outline = 1 + two * (1 - 2 * sine.square()) + three * sine * (3 - 4 * sine.square())
-    relative = (distance / outline).clamp_(max=2)
-    edge = (torch.minimum(soft, 1.2 * radius) / radius)[..., None, None]
-    inside = ((1 + edge / 2 - relative) / edge).clamp_(0, 1)
-    weight = inside.square().mul_(3 - 2 * inside).mul_(some.exists[..., None, None])
+    relative = distance / outline
+    # A disc of one radius averaged over one of another: all of the smaller one's share of the
+    # larger as long as one lies within the other, nothing once they are apart.
+    spread = (defocus / radius)[..., None, None]
+    inside = ((1 + spread - relative) / (2 * spread.clamp(max=1))).clamp_(0, 1)
+    opaque = spread.clamp(min=1).pow(-2) * some.exists[..., None, None]
+    weight = inside.square().mul_(3 - 2 * inside).mul_(opaque)
+    relative = relative.clamp_(max=1)
     # A sphere bends more towards its edge.
     bend = (0.6 + 0.4 * relative.square()) * (0.7 + 0.6 * drawn[3])[..., None, None]
-    look = bend * (view / radius)[..., None, None]
-    steep = relative.square().square().clamp_(max=1)
-    shade = gain[..., None, None] * (1 - rim[..., None, None] * steep * (0.6 - 0.4 * sine))
-    crescent = steep * (0.5 + 0.5 * sine).square()
+    look = bend * (view / (radius + defocus))[..., None, None]
+    steep = relative.square().square()
+    # The disc blurs rim and crescent towards their means over the drop.
+    sharp = 1 / (1 + spread)
+    dark = RIM + (steep * (0.6 - 0.4 * sine) - RIM) * sharp
+    shade = gain[..., None, None] * (1 - rim[..., None, None] * dark)
+    crescent = CRESCENT + (steep * (0.5 + 0.5 * sine).square() - CRESCENT) * sharp
     light = (glow * (0.4 + 0.6 * drawn[4]))[..., None, None] * crescent
     return weight, look, shade, light
 
 
-def _blurred(clean: Tensor, drops: Sequence[Raindrops]) -> Tensor:
-    """What drops show, averaged over squares of BLUR pixels or more, (N, 3, H / BLUR, W / BLUR)."""
-    height, width = clean.shape[2:]
-    fine = max(1, height // BLUR), max(1, width // BLUR)
-    sharp = functional.interpolate(clean, size=fine, mode="area")
-    size = max(1, fine[0] // 4), max(1, fine[1] // 4)
-    soft = functional.interpolate(sharp, size=size, mode="area")
-    soft = functional.interpolate(soft, size=fine, mode="bilinear", align_corners=False)
-    share = column([d.blur for d in drops], clean.device)[:, :, None, None]
-    return sharp * (1 - share) + soft * share
+def _blurred(clean: Tensor) -> list[Tensor]:
+    """The scene averaged over squares of each of BLURS, all (N, 3, H / 8, W / 8)."""
+    sizes = [[max(1, length // side) for length in clean.shape[2:]] for side in BLURS]
+    levels = [functional.interpolate(clean, size=sizes[0], mode="area")]
+    for size in sizes[1:]:
+        small = functional.interpolate(levels[0], size=size, mode="area")
+        large = functional.interpolate(small, size=sizes[0], mode="bilinear", align_corners=False)
+        levels.append(large)
+    return levels
+
+
+def _seen(blurred: Sequence[Tensor], drops: Sequence[Raindrops], layer: int) -> Tensor:
+    """The scene as a layer's drops show it, averaged over the disc as large as they minify it."""
+    levels = []
+    for d in drops:
+        some = d.layers[layer]
+        radius = math.sqrt(some.smallest * some.largest)
+        side = 2 * some.defocus * max(1.0, d.view / radius)
+        level = math.log(side / BLURS[0], BLURS[1] / BLURS[0])
+        levels.append(min(len(BLURS) - 1.0, max(0.0, level)))
+    share = column(levels, blurred[0].device)[:, :, None, None]
+    seen = blurred[0]
+    for number in range(1, len(blurred)):
+        seen = torch.lerp(seen, blurred[number], (share - (number - 1)).clamp(0, 1))
+    return seen
 
 
 def _looked_up(picture: Tensor, rows: Tensor, columns: Tensor, size: Sequence[int]) -> Tensor:
