@@ -1,6 +1,6 @@
-// residual_norm on the CPU: a row of tokens stays in the first cache from the sum to the result.
-// Bound by memory: every tensor passes once. Mean and variance are formed in two passes over the
-// row, as exact as the definition.
+// residual_norm on the CPU: a row of tokens stays in registers from the sum to the result, or, if
+// it is long, in the first cache. Bound by memory: every tensor passes once. Mean and variance are
+// formed in two passes over the row, as exact as the definition.
 #include "common/cpu_buffer.h"
 #include "common/cpu_threads.h"
 #include "common/cpu_vector.h"
@@ -24,6 +24,56 @@ CLIPWEATHER_INLINE void store_some(T* p, Vector<float> v, int64_t i, int64_t c) 
   else
     store_first(p + i, v, c - i);
 }
+
+// ---- short rows
+// ----------------------------------------------------------------------------------
+
+constexpr int kShort = 8;  // vectors
+
+template <int V>
+CLIPWEATHER_INLINE void normalise(Vector<float>* x, const NormParameters& norm, float share) {
+  Vector<float> sum = x[0];
+#pragma GCC unroll 8
+  for (int i = 1; i < V; ++i) sum += x[i];
+  const float mean = horizontal_sum<float>(sum) * share;
+  Vector<float> square{};
+#pragma GCC unroll 8
+  for (int i = 0; i < V; ++i) {
+    x[i] -= mean;
+    square += x[i] * x[i];
+  }
+  const float rate = 1.0f / __builtin_sqrtf(horizontal_sum<float>(square) * share + norm.eps);
+#pragma GCC unroll 8
+  for (int i = 0; i < V; ++i)
+    x[i] = x[i] * rate * load(norm.weight + i * kStep) + load(norm.bias + i * kStep);
+}
+
+// Rows of V whole vectors. One does not wait for another, so that the processor overlaps them.
+template <int V, class In, class Out>
+void short_rows(const ResidualNormArgs& args, int64_t begin, int64_t end) {
+  constexpr int64_t c = V * kStep;
+  const float share = 1.0f / static_cast<float>(c);
+  for (int64_t r = begin; r < end; ++r) {
+    Vector<float> x[V];
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i)
+      x[i] = load(static_cast<const In*>(args.branch) + r * c + i * kStep);
+    if (args.before.weight != nullptr) normalise<V>(x, args.before, share);
+    if (args.residual != nullptr)
+#pragma GCC unroll 8
+      for (int i = 0; i < V; ++i) x[i] += load(args.residual + r * c + i * kStep);
+    if (args.sum != nullptr)
+#pragma GCC unroll 8
+      for (int i = 0; i < V; ++i) store(args.sum + r * c + i * kStep, x[i]);
+    if (args.after.weight == nullptr) continue;
+    normalise<V>(x, args.after, share);
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i) store(static_cast<Out*>(args.normed) + r * c + i * kStep, x[i]);
+  }
+}
+
+// ---- rows of any length
+// --------------------------------------------------------------------------
 
 // Rows whose sums are formed side by side, because each alone waits for its own additions.
 constexpr int64_t kTogether = 4;
@@ -97,8 +147,22 @@ void rows_of(const ResidualNormArgs& args, int64_t begin, int64_t end, float* ro
     rows_together<In, Out>(args, r, end - r < kTogether ? end - r : kTogether, rows, room);
 }
 
+template <class In, class Out, int V = 1>
+void run_short(const ResidualNormArgs& args) {
+  if constexpr (V < kShort) {
+    if (args.c > V * kStep) return run_short<In, Out, V + 1>(args);
+  }
+  parallel_tasks(ceil_div(args.rows, kRows), args.threads > 0 ? args.threads : 1,
+                 [&](int64_t task, int) {
+                   const int64_t begin = task * kRows;
+                   const int64_t end = begin + kRows < args.rows ? begin + kRows : args.rows;
+                   short_rows<V, In, Out>(args, begin, end);
+                 });
+}
+
 template <class In, class Out>
 void run(const ResidualNormArgs& args) {
+  if (args.c % kStep == 0 && args.c <= kShort * kStep) return run_short<In, Out>(args);
   const int64_t room = ceil_div(args.c, kStep) * kStep;
   const int threads = args.threads > 0 ? args.threads : 1;
   Buffer<float> rows(threads * kTogether * room);

@@ -233,7 +233,7 @@ def test_bits_repeat_on_any_number_of_threads() -> None:
 # ---- the fused passes, by themselves -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [5, 16, 24, 33])
+@pytest.mark.parametrize("channels", [5, 16, 24, 33, 48, 80, 128, 144])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_residual_norm(channels: int, dtype: torch.dtype) -> None:
