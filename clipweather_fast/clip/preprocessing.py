@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "check_image", "normalised", "squared"]
+from clipweather_fast.clip._encoder_input import native_encoder_input
+
+__all__ = ["CLIP_MEAN", "CLIP_STD", "check_image", "encoder_input", "normalised", "squared"]
 
 #: The channel statistics that OpenAI trained CLIP with.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,6 +25,14 @@ def check_image(who: str, image: Tensor) -> None:
         raise ValueError(
             f"{who}: image must be (N, 3, H, W) with H, W ≥ 1, got {tuple(image.shape)}"
         )
+
+
+def encoder_input(
+    image: Tensor, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Pictures (N, 3, H, W) in [0, 1] as normalised squares (N, 3, size, size), float32."""
+    native = native_encoder_input(image, size, mean, std)
+    return normalised(squared(image, size), mean, std) if native is None else native
 
 
 def squared(image: Tensor, size: int) -> Tensor:

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 
 from clipweather_fast.clip import _towers
 from clipweather_fast.clip._imagenet import DEFAULT, imagenet_network
-from clipweather_fast.clip.preprocessing import (
-    CLIP_MEAN,
-    CLIP_STD,
-    check_image,
-    normalised,
-    squared,
-)
+from clipweather_fast.clip.preprocessing import CLIP_MEAN, CLIP_STD, check_image, encoder_input
 from clipweather_fast.clip.weights import Weights, seeded
 
 __all__ = ["PriorEncoder", "build_prior_encoder"]
@@ -85,8 +79,7 @@ class PriorEncoder(nn.Module):
 
     def prepared(self, image: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in [0, 1] as normalised squares (N, 3, size, size)."""
-        pixels = normalised(squared(image, self.size), self.mean, self.std)
-        return pixels.to(self._dtype())
+        return encoder_input(image, self.size, self.mean, self.std).to(self._dtype())
 
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype

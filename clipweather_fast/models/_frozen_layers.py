@@ -41,8 +41,8 @@ class FrozenLinear:
         self.out_features = weight.shape[0]
         self.activation = activation
         self.own: PanelLinear | None = None
-        if activation == "none" and PanelLinear.suits(weight):
-            self.own = PanelLinear(weight, bias if bias is None else bias.detach())
+        if PanelLinear.suits(weight):
+            self.own = PanelLinear(weight, bias if bias is None else bias.detach(), activation)
         else:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 

@@ -15,6 +15,8 @@ __all__ = ["PanelLinear", "in_panels", "padded", "pairs_pay"]
 
 #: kPanel and kPart of csrc/inference/panels.h.
 PANEL, PART = 32, 16
+#: LinearActivation of csrc/inference/linear.h.
+ACTIVATIONS = {"none": 0, "gelu": 1, "swish": 2}
 
 
 def padded(channels: int) -> int:
@@ -47,6 +49,8 @@ class PanelLinear:
     Args:
         weight: (N, K), N a multiple of 16, float32 or bfloat16; of bfloat16, K is even.
         bias: (N), or None.
+        activation: of its result: ``"none"``, ``"gelu"`` (by the error function) or ``"swish"``,
+            x·σ(x). In bfloat16 it takes what the product was rounded to.
     """
 
     @staticmethod
@@ -56,7 +60,8 @@ class PanelLinear:
         bfloat16 = weight.dtype == torch.bfloat16 and k % 2 == 0 and pairs_pay()
         return n % PART == 0 and (weight.dtype == torch.float32 or bfloat16)
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
+        self.activation = ACTIVATIONS[activation]
         self.out_features, self.dtype = weight.shape[0], weight.dtype
         self.packed = in_panels(weight.t())
         self.bias = None if bias is None else bias.float().contiguous()
@@ -76,6 +81,7 @@ class PanelLinear:
             self.native,
             y.data_ptr(),
             (x.numel() // k, self.out_features, k),
+            self.activation,
             torch.get_num_threads(),
         )
         return y

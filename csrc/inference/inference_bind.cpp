@@ -1,4 +1,5 @@
 #include "common/bindings.h"
+#include "inference/encoder_input.h"
 #include "inference/linear.h"
 #include "inference/picture_tail.h"
 #include "inference/residual_norm.h"
@@ -75,21 +76,45 @@ void winograd(Address x, int type, const Layer& layer, const std::array<Address,
 
 // sizes: M, N, K.
 void linear(Address x, int type, const Layer& layer, Address y, const std::array<int64_t, 3>& sizes,
-            int threads) {
+            int activation, int threads) {
   LinearArgs args{};
   args.x = pointer<const void>(x), args.y = pointer<void>(y);
   args.weight = pointer<const void>(std::get<0>(layer));
   args.bias = pointer<const float>(std::get<1>(layer));
   args.type = static_cast<DType>(type);
   args.m = sizes[0], args.n = sizes[1], args.k = sizes[2];
+  args.activation = static_cast<LinearActivation>(activation);
   args.threads = threads;
   CLIPWEATHER_CPU_CALL(linear, args);
+}
+
+using Taps = std::tuple<Address, Address, Address, int64_t>;  // first, count, weight, most
+
+ResizeTaps taps_of(const Taps& taps) {
+  return {pointer<const int32_t>(std::get<0>(taps)), pointer<const int32_t>(std::get<1>(taps)),
+          pointer<const float>(std::get<2>(taps)), std::get<3>(taps)};
+}
+
+// sizes: N, H, W of the picture; side of the square.
+void encoder_input(Address picture, Address y, const Taps& rows, const Taps& columns,
+                   const std::array<float, 3>& mean, const std::array<float, 3>& deviation,
+                   const std::array<int64_t, 4>& sizes, int threads) {
+  EncoderInputArgs args{};
+  args.picture = pointer<const float>(picture);
+  args.y = pointer<float>(y);
+  args.rows = taps_of(rows), args.columns = taps_of(columns);
+  for (int i = 0; i < 3; ++i) args.mean[i] = mean[i], args.deviation[i] = deviation[i];
+  args.n = sizes[0], args.h = sizes[1], args.w = sizes[2], args.size = sizes[3];
+  args.threads = threads;
+  CLIPWEATHER_CPU_CALL(encoder_input, args);
 }
 
 }  // namespace
 }  // namespace clipweather
 
 CLIPWEATHER_BINDINGS(inference) {
+  module.def("encoder_input_cpu", &clipweather::encoder_input,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("picture_tail_cpu", &clipweather::picture_tail,
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("residual_norm_cpu", &clipweather::residual_norm,

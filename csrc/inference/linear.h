@@ -8,6 +8,9 @@
 
 namespace clipweather {
 
+// Of a result y: none, y Phi(y), or y sigma(y).
+enum class LinearActivation : int { kNone = 0, kGelu = 1, kSwish = 2 };
+
 struct LinearArgs {
   const void* x;       // (M, K)
   const void* weight;  // (K, N) in panels; of bfloat16, K is even
@@ -15,6 +18,7 @@ struct LinearArgs {
   void* y;             // (M, N); N is a multiple of kPart
   int64_t m, n, k;
   DType type;  // of x, weight and y
+  LinearActivation activation;
   int threads;
 };
 

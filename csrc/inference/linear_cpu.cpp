@@ -1,4 +1,6 @@
-// A task is a panel of the weight for a block of rows, which stays in cache for all panels.
+// A task is a panel of the weight for a block of rows, which stays in cache for all panels. The
+// activation passes over the task's results while they are in the first cache.
+#include "common/cpu_math.h"
 #include "inference/cpu_pairs.h"
 #include "inference/cpu_panels.h"
 #include "inference/linear.h"
@@ -9,6 +11,16 @@ namespace {
 
 constexpr int64_t kBlockBytes = 256 << 10;  // of x
 constexpr int64_t kLeastRows = 96;          // that the weight is read for
+
+template <class Out>
+void activate(LinearActivation activation, Out* rows, int64_t count, int64_t columns, int64_t row) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t i = 0; i < columns; i += kLanes<float>) {
+      const Vector<float> v = load(rows + r * row + i);
+      store(rows + r * row + i,
+            activation == LinearActivation::kGelu ? gelu<Out>(v) : v / (exp(-v) + 1.0f));
+    }
+}
 
 // E: what x and the weight are read as, float or pairs of bfloat16; Out: numbers of y.
 template <class P, class E, class Out>
@@ -27,6 +39,8 @@ void run(const LinearArgs& args, int64_t k, int64_t P::* depth) {
     p.rows = end - begin, p.*depth = k;
     p.columns = args.n - column < kPanel ? args.n - column : kPanel;
     multiply(p);
+    if (args.activation != LinearActivation::kNone)
+      activate(args.activation, p.c, p.rows, p.columns, p.c_row);
   });
 }
 

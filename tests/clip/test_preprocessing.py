@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
-from clipweather_fast.clip.preprocessing import CLIP_MEAN, CLIP_STD, normalised, squared
+from clipweather_fast import use_backend
+from clipweather_fast.clip._encoder_input import native_encoder_input
+from clipweather_fast.clip.preprocessing import (
+    CLIP_MEAN,
+    CLIP_STD,
+    encoder_input,
+    normalised,
+    squared,
+)
+from clipweather_fast.ops import _native
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 451), (97, 224), (40, 31), (1, 1), (224, 224)])
@@ -44,3 +55,73 @@ def test_half_precision_pictures_are_resized_in_float32() -> None:
     found = squared(image.bfloat16(), 32)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, squared(image.bfloat16().float(), 32))
+
+
+# ---- the native pass -----------------------------------------------------------------------------
+
+needs_native = pytest.mark.skipif(
+    _native.why_not_loaded() is not None, reason=str(_native.why_not_loaded())
+)
+
+
+def exact(image: Tensor, size: int) -> Tensor:
+    """PyTorch's steps in float64, in which the pixels' places are not rounded."""
+    square = F.interpolate(image.double(), (size, size), mode="bicubic", antialias=True)
+    return normalised(square.clamp(0, 1), CLIP_MEAN, CLIP_STD)
+
+
+@needs_native
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(224, 224), (256, 256), (480, 720), (97, 1030), (1, 1), (2, 3), (5, 700), (223, 225)],
+)
+def test_the_native_pass_gives_what_pytorchs_steps_do(height: int, width: int, size: int) -> None:
+    torch.manual_seed(0)
+    # Values beyond the range, and edges: the cubic overshoots, and clipping must follow.
+    image = (torch.rand(2, 3, height, width) * 1.4 - 0.2).round(decimals=1)
+    expected = exact(image, size)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = native_encoder_input(
+            image.contiguous(memory_format=layout), size, CLIP_MEAN, CLIP_STD
+        )
+        assert found is not None
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=4e-6)
+    strided = torch.rand(2, 3, height * 2, width)[:, :, ::2]
+    found = encoder_input(strided, size, CLIP_MEAN, CLIP_STD)
+    torch.testing.assert_close(found.double(), exact(strided, size), rtol=1e-5, atol=4e-6)
+
+
+@needs_native
+def test_the_native_pass_keeps_what_is_not_a_number_where_it_is() -> None:
+    image = torch.rand(1, 3, 64, 64)
+    image[0, 1, 30, 20] = torch.nan
+    found = encoder_input(image, 32, CLIP_MEAN, CLIP_STD).isnan()
+    assert torch.equal(found, normalised(squared(image, 32), CLIP_MEAN, CLIP_STD).isnan())
+
+
+@needs_native
+def test_the_native_pass_repeats_on_any_number_of_threads() -> None:
+    image, threads = torch.rand(2, 3, 130, 90), torch.get_num_threads()
+    try:
+        found = []
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(encoder_input(image, 64, CLIP_MEAN, CLIP_STD))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+@needs_native
+def test_the_native_pass_leaves_gradients_and_named_backends_to_pytorch() -> None:
+    image = torch.rand(1, 3, 40, 40, requires_grad=True)
+    arguments = (32, CLIP_MEAN, CLIP_STD)
+    assert native_encoder_input(image, *arguments) is None
+    encoder_input(image, *arguments).sum().backward()
+    assert image.grad is not None
+    assert native_encoder_input(image.detach().double(), *arguments) is None
+    assert native_encoder_input(image.detach()[:0], *arguments) is None
+    with use_backend("reference"):
+        assert native_encoder_input(image.detach(), *arguments) is None
+    assert native_encoder_input(image.detach(), *arguments) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -73,10 +74,32 @@ def test_the_rest_is_left_to_onednn() -> None:
     assert frozen.own is None
     check(frozen(x), module, x)
     assert not PanelLinear.suits(torch.empty(16, 7, dtype=torch.bfloat16))
-    module = layer(24, 32)
     gated = FrozenLinear(module.weight, module.bias, torch.float32, "gelu")
     assert gated.own is None
     assert largest_error(gated(x), nn.functional.gelu(module(x))) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "activation"), [("gelu", nn.functional.gelu), ("swish", nn.functional.silu)]
+)
+def test_activations(name: str, activation: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    module, x = layer(40, 48), (torch.randn(2, 29, 40) * 4).to(dtype)
+    module.weight *= 5
+    linear = PanelLinear(module.weight.to(dtype), module.bias, name)
+    rounded = copy.deepcopy(module).double()(x.double()).to(dtype)
+    got, truth = linear(x), activation(copy.deepcopy(module).double()(x.double()))
+    # In bfloat16 the activation takes a rounded number and its result is rounded again.
+    own = activation(rounded)
+    unit = torch.finfo(dtype).eps * largest(truth)
+    assert largest_error(got, truth) <= 2 * largest_error(own, truth) + ULPS * unit
+    extremes = torch.tensor([[-200.0, 200.0, torch.nan, 0.0]], dtype=dtype)
+    identity = PanelLinear(torch.eye(16, 4, dtype=dtype), None, name)
+    got = identity(extremes)[0, :4]
+    # 0 times a NaN is one: each column sees it.
+    assert got.isnan().all()
+    got = identity(extremes.nan_to_num(1.0))[0, :4]
+    torch.testing.assert_close(got, activation(extremes.nan_to_num(1.0))[0], atol=1e-4, rtol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
