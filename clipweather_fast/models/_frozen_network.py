@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipweather_fast.models._blocks import Block, PatchEmbed
@@ -217,24 +216,24 @@ class FrozenPriorAttention:
         self.q = FrozenLinear.of(attention.q, dtype)
         self.proj = FrozenLinear.of(attention.proj, dtype)
         self.own = attention.kv(attention.tokens).detach()
+        # Where the prior is added to the tokens, the bias is in their keys and values already.
+        bias = None if attention.fuse == "sum" else attention.kv.bias
+        self.kv = FrozenLinear(attention.kv.weight, bias, dtype)
 
     def __call__(self, h: Tensor, H: int, W: int, prior: Tensor | None) -> Tensor:
         heads = self.attention.num_heads
-        with torch.autocast("cpu", enabled=False):
-            kv = self._keys_values(h.shape[0], prior).to(self.dtype)
+        kv = self._keys_values(h.shape[0], prior).to(self.dtype)
         q = by_heads(self.q(h), heads)
         return self.proj(attended(q, by_heads(kv, 2 * heads)))
 
     def _keys_values(self, n: int, prior: Tensor | None) -> Tensor:
-        """As the module's, in float32."""
+        """As the module's; the prior's share is multiplied in ``dtype``."""
         attention = self.attention
         own: Tensor = self.own.expand(n, -1, -1)
         if prior is None:
             return own
-        shift = (attention.gamma * prior).unsqueeze(1)
-        if attention.fuse == "sum":
-            return torch.add(own, F.linear(shift, attention.kv.weight))
-        return torch.cat([own, attention.kv(shift)], 1)
+        shift = self.kv((attention.gamma * prior).unsqueeze(1).to(self.dtype)).float()
+        return torch.add(own, shift) if attention.fuse == "sum" else torch.cat([own, shift], 1)
 
 
 class FrozenQueryAttention:
