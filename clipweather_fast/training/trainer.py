@@ -28,6 +28,9 @@ from clipweather_fast.training.watch import Meter, Silent, Watch, memory_mib
 
 __all__ = ["NonFiniteLoss", "Outcome", "Trainer"]
 
+#: Seconds within which signals are copies of one.
+SAME_REQUEST = 3.0
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient is not finite; the message names the file with the batch."""
@@ -291,14 +294,24 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[list[int]]:
-        """A list of the signals that asked to stop; a second one acts as ever."""
+        """A list of the signals that asked to stop; a later one acts as ever.
+
+        A terminal or scheduler signals a whole group of processes, and a launcher in it passes its
+        own on: what comes right after the first is the same request.
+        """
         caught: list[int] = []
         before: dict[int, Any] = {}
+        first = 0.0
 
         def asked(number: int, frame: object) -> None:
-            caught.append(number)
-            signal.signal(number, before[number])
-            self.watch.say(f"{signal.Signals(number).name}: stopping after this step")
+            nonlocal first
+            if not caught:
+                caught.append(number)
+                first = time.monotonic()
+                self.watch.say(f"{signal.Signals(number).name}: stopping after this step")
+            elif time.monotonic() - first > SAME_REQUEST:
+                signal.signal(number, before[number])
+                signal.raise_signal(number)
 
         try:
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -144,6 +144,39 @@ def test_sigint_stops_too_and_handlers_come_back(tmp_path: Path) -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+class Copying(Stopping):
+    """Sends a second signal while the first is not yet answered."""
+
+    def __init__(self, second: signal.Signals, later: float = 0.0) -> None:
+        super().__init__(1)
+        self.second, self.later = second, later
+
+    def stepped(self, step: int) -> None:
+        if step == self.after:
+            os.kill(os.getpid(), self.number)
+            time.sleep(self.later)
+            os.kill(os.getpid(), self.second)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_copies_of_a_signal_are_one_request(tmp_path: Path, second: signal.Signals) -> None:
+    """As a launcher passes on what a scheduler has sent to all of its processes."""
+    watch = Copying(second)
+    outcome = trainer_of(configuration(tmp_path), watch).fit()
+    assert (outcome.step, outcome.finished, outcome.signal) == (2, False, signal.SIGTERM)
+    assert watch.words.count("stopping after this step") == 1
+    assert len(list((tmp_path / "run" / "checkpoints").glob("*.pt"))) == 1
+
+
+def test_who_asks_again_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipweather_fast.training.trainer.SAME_REQUEST", 0.05)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(configuration(tmp_path), Copying(signal.SIGINT, later=0.1)).fit()
+    assert signal.getsignal(signal.SIGINT) == before
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
+
+
 def test_killed_at_any_moment_and_started_again_is_uninterrupted(tmp_path: Path) -> None:
     # Tests before this one may have set another number of threads than a new process has.
     alike = {"epochs": 4, "threads": 1}
