@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +82,29 @@ def test_two_processes_are_one_on_the_same_batches(
     weights = dict(pretrained(output / "model").named_parameters())
     for name, tensor in pretrained(tmp_path / "run" / "model").named_parameters():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=apart, msg=name)
+
+
+def test_a_scheduler_that_stops_all_processes_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """Each gets the signal, and the training ones a copy of it from their launcher."""
+    photographs(tmp_path / "photographs")
+    sections = {**SAME, "run": {"epochs": 2000}, "checkpoint": {"every": 100000}}
+    path = tmp_path / "long.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path, **sections)))
+    log = tmp_path / "run" / "log.jsonl"
+    with subprocess.Popen(
+        [*LAUNCH, *COMMAND, str(path)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            deadline = time.monotonic() + 90
+            while not log.exists() and run.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.killpg(run.pid, signal.SIGTERM)
+            _, printed = run.communicate(timeout=60)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert "SIGTERM: stopping after this step" in printed, printed[-3000:]
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("*.pt")
+    step = int(checkpoint.stem.removeprefix("step-"))
+    assert 0 < step < 8000
+    assert len(last_state(tmp_path / "run")) > 0
