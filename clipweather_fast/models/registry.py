@@ -202,7 +202,7 @@ def clipweather_tiny() -> ClipWeatherConfig:
     """For processors and cameras: under 3 million parameters, and a small prior encoder.
 
     What the paper's width does for fine edges, a branch at full resolution does here, and the
-    network computes what to add to the picture.
+    network computes what to add to the picture and how much of it to keep.
     """
     return ClipWeatherConfig(
         dims=(32, 48, 80, 128),
@@ -213,7 +213,7 @@ def clipweather_tiny() -> ClipWeatherConfig:
         prior_dim=128,
         prior_tokens=16,
         prior_blocks=1,
-        residual_output=True,
+        residual_output="gated",
         detail_channels=16,
     )
 
