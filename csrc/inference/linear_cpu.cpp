@@ -1,5 +1,6 @@
 // A task is a panel of the weight for a block of rows, which stays in cache for all panels. The
 // activation passes over the task's results while they are in the first cache.
+#include "common/cpu_exp2.h"
 #include "common/cpu_math.h"
 #include "inference/cpu_pairs.h"
 #include "inference/cpu_panels.h"
@@ -16,24 +17,10 @@ constexpr int64_t kLeastRows = 96;          // that the weight is read for
 template <class Out>
 CLIPWEATHER_INLINE Vector<float> swish(Vector<float> v) {
 #if defined(__AVX512F__)
-  // As in attention: f is what x has above a whole number. To 9e-5 where the result is rounded to
-  // bfloat16, as is the reciprocal, and else to 1e-8.
-  const Vector<float> x = v * -1.44269504f;
-  const Vector<float> f = (Vector<float>)_mm512_reduce_ps((__m512)x, 1);
-  Vector<float> p;
-  if constexpr (sizeof(Out) == 2) {
-    p = f * 0x1.3baaa6p-4f + 0x1.d2378ap-3f;
-    p = p * f + 0x1.63e658p-1f;
-  } else {
-    p = f * 0x1.c54174p-13f + 0x1.46d64ep-10f;
-    p = p * f + 0x1.3d0b92p-7f;
-    p = p * f + 0x1.c68912p-5f;
-    p = p * f + 0x1.ebfd58p-3f;
-    p = p * f + 0x1.62e42cp-1f;
-  }
-  p = p * f + 1.0f;
-  const Vector<float> sum = (Vector<float>)_mm512_scalef_ps((__m512)p, (__m512)x) + 1.0f;
-  if constexpr (sizeof(Out) == 2)
+  // Where the result is rounded to bfloat16, an approximate reciprocal is enough.
+  constexpr bool kRounded = sizeof(Out) == 2;
+  const Vector<float> sum = exp2_by_parts<kRounded>(v * -1.44269504f) + 1.0f;
+  if constexpr (kRounded)
     return v * (Vector<float>)_mm512_rcp14_ps((__m512)sum);
   else
     return v / sum;

@@ -7,6 +7,7 @@
 // elements).
 #pragma once
 
+#include "common/cpu_exp2.h"
 #include "common/cpu_vector.h"
 
 namespace clipweather {
@@ -332,31 +333,15 @@ CLIPWEATHER_INLINE A row_maximum(const A* row, int64_t vectors) {
 
 // ---- exponential --------------------------------------------------------------------------------
 
-// 2^x for x <= 0; zero far below 2^-126; NaN stays NaN. The polynomials are relative minimax fits
-// of 2^f with the value 1 at f = 0.
+// 2^x for x <= 0; zero far below 2^-126; NaN stays NaN.
 #if defined(__AVX512F__)
-// f is what x has above the whole number below it, in [0, 1); both that and the scaling by it are
-// single instructions, and right for infinities. 1e-8 for fp32 sums; 9e-5 where the result is
-// rounded to bf16 (2e-3) anyway.
 template <class M>
 CLIPWEATHER_INLINE Vector<float> exp2_nonpositive(Vector<float> x) {
-  const Vector<float> f = (Vector<float>)_mm512_reduce_ps((__m512)x, 1);
-  Vector<float> p;
-  if constexpr (M::kDepth == 2) {
-    p = f * 0x1.3baaa6p-4f + 0x1.d2378ap-3f;
-    p = p * f + 0x1.63e658p-1f;
-  } else {
-    p = f * 0x1.c54174p-13f + 0x1.46d64ep-10f;
-    p = p * f + 0x1.3d0b92p-7f;
-    p = p * f + 0x1.c68912p-5f;
-    p = p * f + 0x1.ebfd58p-3f;
-    p = p * f + 0x1.62e42cp-1f;
-  }
-  p = p * f + 1.0f;
-  return (Vector<float>)_mm512_scalef_ps((__m512)p, (__m512)x);
+  return exp2_by_parts<M::kDepth == 2>(x);
 }
 #else
-// f is what x has beyond the nearest whole number, in [-1/2, 1/2]: 2e-9.
+// f is what x has beyond the nearest whole number, in [-1/2, 1/2]. The polynomial is a relative
+// minimax fit of 2^f with the value 1 at f = 0: 2e-9.
 template <class M>
 CLIPWEATHER_INLINE Vector<float> exp2_nonpositive(Vector<float> x) {
   x = max(broadcast(-127.0f), x);  // gives the second where one is NaN
