@@ -43,7 +43,8 @@ def native_encoder_input(
         return None
     n, _, height, width = image.shape
     picture = image.detach().contiguous(memory_format=torch.channels_last)
-    out = torch.empty((n, 3, size, size), memory_format=torch.channels_last)
+    shape, layout = (n, 3, size, size), torch.channels_last
+    out = torch.empty(shape, dtype=torch.float32, memory_format=layout)
     if observer_looks():
         return out.zero_()
     rows, columns = resize_taps(height, size), resize_taps(width, size)

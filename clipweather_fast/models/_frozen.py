@@ -65,15 +65,19 @@ def frozen_form(
     key = form_key(network, _known_classes())
     if key is None:
         return None
-    from clipweather_fast.models._frozen_network import FrozenNetwork
-
     return _forms.get(
         network,
         dtype,
         key,
         lambda: (w for n, w in network.named_parameters() if not n.startswith("prior_encoder.")),
-        lambda: FrozenNetwork(network, dtype),
+        lambda: _built(network, dtype),
     )
+
+
+def _built(network: RestorationNetwork, dtype: torch.dtype) -> FrozenNetwork:
+    from clipweather_fast.models._frozen_network import FrozenNetwork
+
+    return FrozenNetwork(network, dtype)
 
 
 def form_dtype(picture: Tensor, prior: Tensor | None = None) -> torch.dtype | None:

@@ -59,7 +59,7 @@ class FrozenTail:
         layout = torch.channels_last
         features = features.contiguous(memory_format=layout)
         picture = picture.contiguous(memory_format=layout)
-        y = torch.empty(picture.shape, memory_format=layout)
+        y = torch.empty(picture.shape, dtype=torch.float32, memory_format=layout)
         _native.core().picture_tail_cpu(
             features.data_ptr(),
             _native.DTYPE_CODES[features.dtype],

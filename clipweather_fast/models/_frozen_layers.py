@@ -97,7 +97,9 @@ def residual_norm(
     """
     total: Tensor | None = None
     if keep:
-        total = torch.empty(branch.shape) if residual is None else residual
+        total = residual
+        if total is None:
+            total = torch.empty(branch.shape, dtype=torch.float32)
     normed = None if after is None else torch.empty(branch.shape, dtype=dtype)
     channels = branch.shape[-1]
     _native.core().residual_norm_cpu(
@@ -130,6 +132,6 @@ def attended(q: Tensor, kv: Tensor, scale: float | None = None) -> Tensor:
     n, length, heads, d = q.shape
     k, v = kv[:, :, :heads], kv[:, :, heads:]
     out = torch.empty(q.shape, dtype=q.dtype)
-    sums = torch.empty((n, heads, length))
+    sums = torch.empty((n, heads, length), dtype=torch.float32)
     native_cpu.forward(q, k, v, d**-0.5 if scale is None else scale, out, sums)
     return out.view(n, length, heads * d)

@@ -117,7 +117,7 @@ class FrozenTower:
         n, patch, grid = pixels.shape[0], self.patch, self.grid
         windows = pixels.reshape(n, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
         rows = windows.reshape(n, grid * grid, -1).to(self.dtype)
-        tokens = torch.empty(n, 1 + grid * grid, self.places.shape[1])
+        tokens = self.places.new_empty(n, 1 + grid * grid, self.places.shape[1])
         tokens[:, 0] = self.first_token
         torch.add(self.patches(rows), self.places, out=tokens[:, 1:])
         norms = [block.norms[0] for block in (*self.blocks, self.last)]

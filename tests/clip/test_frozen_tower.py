@@ -99,6 +99,20 @@ def test_the_reference_backend_computes_by_the_modules() -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_that_tensors_have_by_default_does_not_matter(dtype: torch.dtype) -> None:
+    prior, encoder = held()
+    image = picture()
+    expected, before = computed(prior, image), torch.get_default_dtype()
+    assert forms(encoder) == {torch.float32}
+    try:
+        torch.set_default_dtype(dtype)
+        got = computed(prior, image)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(got, expected)
+
+
 def written(encoder: Any) -> None:
     encoder.visual.proj.data.mul_(2)
 

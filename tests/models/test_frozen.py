@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -201,6 +201,29 @@ def test_gradients_named_backends_and_residuals_take_the_modules() -> None:
         network.half().float()
         network.double()(image.double(), prior_of(network).double())
     assert forms(network) == set()
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+# The wider first: where a buffer took it, the result is wrong before the narrower breaks the heap.
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["paper", "gated detail"])
+def test_the_dtype_that_tensors_have_by_default_does_not_matter(
+    variant: str, dtype: torch.dtype, default_dtype: Callable[[torch.dtype], None]
+) -> None:
+    network, image = small(**VARIANTS[variant]), photograph(64, 72)
+    prior = prior_of(network, 1)
+    with torch.no_grad():
+        expected = network(image, prior)
+        default_dtype(dtype)
+        got = network(image, prior)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
 
 
 def test_it_leaves_no_trace_in_the_network() -> None:
