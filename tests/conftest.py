@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # cuBLAS repeats its results only with a fixed workspace; it reads this when it starts.
@@ -52,6 +52,14 @@ if interpreted():
     from interpreter import round_bfloat16_to_nearest
 
     round_bfloat16_to_nearest()
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    """Sets the dtype that tensors have where none is named, until the test ends."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
 
 
 def home(backend: str) -> str:

@@ -123,7 +123,8 @@ def _lay(strip: Tensor, tile: Tensor, column: Span) -> None:
 def _ramp(length: int, device: torch.device) -> Tensor:
     """Weights of the later tile along an overlap: 0, half a cosine, 1."""
     quarter = length // 4
-    place = (torch.arange(length, device=device) + 0.5 - quarter) / max(length - 2 * quarter, 1)
+    place = torch.arange(length, dtype=torch.float32, device=device) + (0.5 - quarter)
+    place /= max(length - 2 * quarter, 1)
     return 0.5 - 0.5 * torch.cos(math.pi * place.clamp(0, 1))
 
 

@@ -100,17 +100,15 @@ def test_the_reference_backend_computes_by_the_modules() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_dtype_that_tensors_have_by_default_does_not_matter(dtype: torch.dtype) -> None:
+def test_the_dtype_that_tensors_have_by_default_does_not_matter(
+    dtype: torch.dtype, default_dtype: Callable[[torch.dtype], None]
+) -> None:
     prior, encoder = held()
     image = picture()
-    expected, before = computed(prior, image), torch.get_default_dtype()
+    expected = computed(prior, image)
     assert forms(encoder) == {torch.float32}
-    try:
-        torch.set_default_dtype(dtype)
-        got = computed(prior, image)
-    finally:
-        torch.set_default_dtype(before)
-    assert torch.equal(got, expected)
+    default_dtype(dtype)
+    assert torch.equal(computed(prior, image), expected)
 
 
 def written(encoder: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,17 @@ def test_mixed_batches_follow_the_labels() -> None:
     assert torch.equal(seen[2:3], synthesis.snow(clean[2:3], [9]))
     assert torch.equal(seen[3:], synthesis.rain(clean[3:], [10]))
     assert torch.equal(seen[:1], synthesis.raindrops(clean[:1], [7]))
+
+
+@pytest.mark.parametrize("weather", WEATHERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_that_tensors_have_by_default_does_not_matter(
+    weather: str, dtype: torch.dtype, default_dtype: Callable[[torch.dtype], None]
+) -> None:
+    clean = torch.rand(1, 3, 60, 80, generator=torch.Generator().manual_seed(3))
+    expected = degrade(clean, [weather], [5])
+    default_dtype(dtype)
+    assert torch.equal(degrade(clean, [weather], [5]), expected)
 
 
 def test_threads_and_layout_do_not_matter(photograph: Tensor) -> None:

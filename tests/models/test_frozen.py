@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -201,13 +201,6 @@ def test_gradients_named_backends_and_residuals_take_the_modules() -> None:
         network.half().float()
         network.double()(image.double(), prior_of(network).double())
     assert forms(network) == set()
-
-
-@pytest.fixture
-def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
-    before = torch.get_default_dtype()
-    yield torch.set_default_dtype
-    torch.set_default_dtype(before)
 
 
 # The wider first: where a buffer took it, the result is wrong before the narrower breaks the heap.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def test_a_network_that_looks_no_further_than_a_quarter_of_the_overlap_gives_the
     whole = Restorer(Local(radius=8), tile=None)(picture)
     tiled = Restorer(Local(radius=8), tile=tile, tile_overlap=32)(picture)
     assert torch.equal(tiled, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_that_tensors_have_by_default_does_not_matter(
+    dtype: torch.dtype, default_dtype: Callable[[torch.dtype], None]
+) -> None:
+    picture = torch.rand(3, 150, 217)
+    restorer = Restorer(Local(radius=20), tile=64, tile_overlap=32)
+    expected = restorer(picture)
+    default_dtype(dtype)
+    assert torch.equal(restorer(picture), expected)
 
 
 def test_a_network_that_looks_further_does_not() -> None:

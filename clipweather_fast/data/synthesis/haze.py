@@ -130,7 +130,7 @@ def clouds(keys: Sequence[int], size: tuple[int, int], cells: int, device: torch
         size: (H, W).
         cells: of the coarser lattice, across the shorter side.
     """
-    total = torch.zeros(len(keys), 1, *size, device=device)
+    total = torch.zeros(len(keys), 1, *size, dtype=torch.float32, device=device)
     for octave, share in ((1, 0.65), (2, 0.35)):
         step = min(size) / (cells * octave)
         rows, columns = (min(64, int(side / step) + 2) for side in size)

@@ -54,7 +54,10 @@ class Canvas:
         size = (self.height + 2 * margin) * self._wide
         starts = torch.arange(self.number, device=device) * size + margin * (self._wide + 1)
         self._starts = starts[:, None]
-        self._sums = [torch.zeros(self.number * size, device=device) for _ in range(planes)]
+        self._sums = [
+            torch.zeros(self.number * size, dtype=torch.float32, device=device)
+            for _ in range(planes)
+        ]
 
     def places(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The places of pixels (N, K) by row and column, int64."""
