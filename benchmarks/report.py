@@ -137,7 +137,8 @@ def summary(contents: list[dict[str, Any]]) -> str:
     parts += ["![speed-ups](docs/benchmarks.svg)", ""]
     parts.append(
         "Medians, both sides in turn in one process, fp32 sums on both, the same tuned allocator. "
-        "[All results](docs/benchmarks.md), losses first."
+        "The roof counts every product; Winograd's convolutions need fewer, so whole networks can "
+        "pass it. [All results](docs/benchmarks.md), losses first."
     )
     return "\n".join(parts) + "\n"
 
