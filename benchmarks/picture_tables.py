@@ -21,6 +21,10 @@ RIVALS = {
 }
 #: Behind a case that was too slow for a second call.
 FIRST = " (first call)"
+#: Ends the topics that were measured with glibc's allocator as it comes.
+AS_PEOPLE_RUN_IT = "_default_malloc"
+#: The field's baseline among their contestants.
+BASELINE = "transweather float32"
 NOTHING = "Nothing has been measured yet.\n"
 
 
@@ -75,6 +79,30 @@ def _figures(folder: str, topic: str, results: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def _baseline(contents: list[dict[str, Any]]) -> list[str]:
+    """How long the field's baseline takes, as people run it, beside ours."""
+    lines = []
+    for content in contents:
+        compared = [row for row in rows(content) if BASELINE in row.case["contestants"]]
+        if not compared:
+            continue
+        lines += [
+            "TransWeather's structure as people run it (plain PyTorch, float32, glibc's allocator) "
+            "takes so many times as long as ours with its prior encoder (commit "
+            f"`{content['commit'][:10]}`, "
+            f"`benchmarks/results/{content['folder']}/{content['topic']}.json`):",
+            "",
+            "| | precision of ours | ours, ms | TransWeather in float32 |",
+            "| --- | --- | ---: | ---: |",
+        ]
+        for row in sorted(compared, key=_order):
+            name, own = row.case["size"]["name"], 1e3 * row.own_seconds
+            times = _times(row.best(BASELINE))
+            lines.append(f"| {name} | {row.case['dtype']} | {own:.0f} | {times} |")
+        lines.append("")
+    return lines
+
+
 def _start_up(folder: str, results: Path) -> list[str]:
     content = _figures(folder, "start_up", results)
     if content is None:
@@ -122,8 +150,10 @@ def block(contents: list[dict[str, Any]], results: Path = RESULTS) -> str:
     parts = []
     for folder in folders:
         mine = [it for it in contents if it["folder"] == folder and it["topic"].startswith(TOPIC)]
-        mine = [it for it in mine if not it["topic"].endswith("_default_malloc")]
-        found = _speeds(mine) if mine else []
+        plain = [it for it in mine if it["topic"].endswith(AS_PEOPLE_RUN_IT)]
+        tuned = [it for it in mine if it not in plain]
+        found = _speeds(tuned) if tuned else []
+        found += _baseline(plain)
         found += _start_up(folder, results) + _memory(folder, results)
         if found:
             parts += [f"### {folder}", "", *found]
