@@ -205,7 +205,6 @@ def _frozen_weights(device: str) -> Iterator[None]:
 def _compiled(
     original: RestorationNetwork, dtype: torch.dtype, device: str, mode: str | None
 ) -> Call:
-    torch._dynamo.reset()
     plain = Plain(original, dtype, device, channels_last=True)
     compiled = torch.compile(plain, dynamic=False, mode=mode)
 
