@@ -456,6 +456,19 @@ def test_a_trace_names_operators_and_their_share_of_the_roof() -> None:
     assert sum(line.share for line in found) == pytest.approx(1.0)
 
 
+def test_a_compiled_side_stays_compiled_while_another_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reset() -> None:
+        raise AssertionError("the side built before would compile again while it is timed")
+
+    monkeypatch.setattr(torch._dynamo, "reset", reset)
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+    size = PictureSize("two", "clipweather_tiny", 1, 64, 64)
+    for name in ("compile", "compile max-autotune"):
+        picture_sides.build(name, size, torch.float32, "cpu")
+
+
 def test_the_performance_pages_tables() -> None:
     files = {**content(), "topic": "pictures_clipweather_base"}
     for case in files["cases"]:  # type: ignore[attr-defined]
