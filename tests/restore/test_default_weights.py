@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from clipweather_fast import Restorer
 from clipweather_fast.cli import _options
 from clipweather_fast.data import Pair, find_pairs
-from clipweather_fast.evaluation import psnr
+from clipweather_fast.evaluation import psnr, weights_digest
 from clipweather_fast.models import create_model, default_config
 from clipweather_fast.models.registry import WEIGHTS
 from clipweather_fast.restore import read_picture
@@ -45,6 +47,29 @@ def test_a_folder_of_weights_is_whole(name: str) -> None:
     ).replace(gamma_init=network.config.to_dict()["gamma_init"])
     assert not network.training
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_cards_figures_are_those_of_these_weights(name: str) -> None:
+    folder = WEIGHTS[name]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    digest = weights_digest(create_model(name, pretrained=True))
+    judged, clear = (
+        json.loads((folder / file).read_text(encoding="utf-8"))
+        for file in ("evaluation.json", "evaluation_clear.json")
+    )
+    for found in (judged, clear):
+        assert found["settings"]["weights"] == digest
+        assert found["failed"] == []
+    for weather in ("snow", "rain", "raindrop"):
+        mean = judged["means"]["rgb"][weather]
+        assert f"{mean['psnr']:.2f} dB / {mean['ssim']:.3f} | +{mean['gain']:.2f} dB |" in card
+    with (folder / "evaluation_clear.csv").open(encoding="utf-8") as file:
+        worst = min(float(row["psnr_rgb"]) for row in csv.DictReader(file))
+    mean = clear["means"]["rgb"]["all pictures"]
+    assert (
+        f"at {mean['psnr']:.1f} dB against itself (mean of the seven; {worst:.1f} the worst" in card
+    )
 
 
 def test_it_is_the_default_everywhere() -> None:
