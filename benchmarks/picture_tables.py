@@ -71,6 +71,12 @@ def _speeds(contents: list[dict[str, Any]]) -> list[str]:
         "A first call is all there was time for where it says so. It holds what `Restorer` does "
         "once for all pictures, such as packing weights, and so says less than there is.",
         "",
+        *(
+            line
+            for content in contents
+            if not content["complete"]
+            for line in (f"Cases are missing: `{content['topic']}.json` is of a run cut short.", "")
+        ),
     ]
 
 

@@ -477,6 +477,9 @@ def test_the_performance_pages_tables() -> None:
     text = picture_tables.block([files], results=Path("nowhere"))
     assert "| two | float32 | 20 | 4.00× | – | – | – | 50% |" in text
     assert "TransWeather" not in text
+    assert "cut short" not in text
+    cut = picture_tables.block([{**files, "complete": False}], results=Path("nowhere"))
+    assert "`pictures_clipweather_base.json` is of a run cut short" in cut
     assert picture_tables.block([content()]) == picture_tables.NOTHING
 
 
