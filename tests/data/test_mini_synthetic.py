@@ -6,9 +6,12 @@ import importlib.util
 import io
 import sys
 import tarfile
+import zipfile
+from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,34 +65,100 @@ def test_tiles_that_show_nothing_are_left_out_of_all_but_the_smallest_version() 
 def test_the_photographs_of_training_and_of_judging_are_others() -> None:
     train, judge = loaded("train_photographs"), loaded("held_out")
     held_out = {Path(name).stem.lower() for names in judge.HELD_OUT.values() for name in names}
-    used = {(train.WHEEL, name) for name in train.RAW}
-    for package, names in {**train.PHOTOGRAPHS, **train.WEB_PHOTOGRAPHS}.items():
-        used |= {(package, name) for name in names}
+    used = {
+        (package.package, f"{package.folder}/{name}")
+        for package in train.packages()
+        for name in package.photographs
+    }
     words = {part.lower() for _, name in used for part in Path(name).with_suffix("").parts}
     assert len(held_out) == 7
-    assert len(used) == 117
+    assert len(used) == 316
     assert not held_out & words
+    assert not {"scikit-image", "scikit-learn"} & {package for package, _ in used}
 
 
-def test_a_picture_of_a_web_design_is_found_in_what_npm_fetches(tmp_path: Path) -> None:
-    script = loaded("train_photographs")
-    path = tmp_path / script.web_archive("some-kit@1.2.0")
-    assert path.name == "some-kit-1.2.0.tgz"
-    content = io.BytesIO()
-    Image.new("RGBA", (6, 4), (10, 20, 30, 128)).save(content, "PNG")
-    with tarfile.open(path, "w:gz") as archive:
-        member = tarfile.TarInfo("package/a.png")
-        member.size = content.tell()
-        content.seek(0)
-        archive.addfile(member, content)
+def test_the_list_of_photographs_is_in_order() -> None:
+    packages = loaded("train_photographs").packages()
+    names = [(package.registry, package.package) for package in packages]
+    assert names == sorted(set(names))
+    assert {registry for registry, _ in names} == {"debian", "npm", "pypi"}
+    for package in packages:
+        assert package.version[0].isdigit()
+        assert package.licence
+        assert list(package.photographs) == sorted(set(package.photographs))
+
+
+def test_no_two_photographs_have_tiles_of_the_same_name() -> None:
+    packages = loaded("train_photographs").packages()
+    titles = [package.title(name) for package in packages for name in package.photographs]
+    assert len(set(titles)) == len(titles)
+    assert not [title for title in titles if "/" in title]
+
+
+def packed(registry: str, name: str = "@some/web-kit") -> Any:
+    return loaded("train_photographs").Package(
+        registry, name, "1.2.0", "MIT", "a/b", ("c.png", "d/2560x1600.png", "e_by_f.png")
+    )
+
+
+def test_what_a_registry_calls_a_package_and_its_photographs() -> None:
+    npm, pypi, debian = packed("npm"), packed("pypi", "web-kit"), packed("debian", "web-kit")
+    assert npm.archive == "some-web-kit-1.2.0.tgz"
+    assert npm.command == ["npm", "pack", "@some/web-kit@1.2.0"]
+    assert npm.title("d/c.png") == "some-web-kit-c"
+    assert fnmatch("web_kit-1.2.0-py3-none-any.whl", pypi.archive)
+    assert not fnmatch("web_kit-1.2.01-py3-none-any.whl", pypi.archive)
+    assert pypi.command[-1] == "web-kit==1.2.0"
+    assert fnmatch("web-kit_1.3.0-1_all.deb", debian.archive)
+    assert debian.command == ["apt-get", "download", "web-kit"]
+    assert [debian.title(name) for name in debian.photographs] == ["c", "d", "e"]
+
+
+@pytest.mark.parametrize("registry", ["npm", "pypi"])
+def test_a_photograph_is_found_in_what_was_fetched(registry: str, tmp_path: Path) -> None:
+    package = packed(registry)
+    file = tmp_path / ("a.whl" if registry == "pypi" else "a.tgz")
+    png = io.BytesIO()
+    Image.new("RGBA", (6, 4), (10, 20, 30, 128)).save(png, "PNG")
+    paths = [package.path(name) for name in package.photographs]
+    if registry == "pypi":
+        with zipfile.ZipFile(file, "w") as wheel:
+            for path in paths:
+                wheel.writestr(path, png.getvalue())
+    else:
+        with tarfile.open(file, "w:gz") as archive:
+            for path in paths:
+                member = tarfile.TarInfo(path)
+                member.size = len(png.getvalue())
+                archive.addfile(member, io.BytesIO(png.getvalue()))
+    pictures = list(package.pictures(file))
+    assert [title for title, _ in pictures] == [package.title(name) for name in package.photographs]
+    assert {(picture.mode, picture.size) for _, picture in pictures} == {("RGB", (6, 4))}
+
+
+def test_a_folder_in_the_place_of_a_photograph_is_reported(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
         folder = tarfile.TarInfo("package/b.png")
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
-    with tarfile.open(path) as archive:
-        picture = script.picture_in(archive, "package/a.png")
-        assert (picture.mode, picture.size) == ("RGB", (6, 4))
-        with pytest.raises(FileNotFoundError, match=r"b\.png is not a file"):
-            script.picture_in(archive, "package/b.png")
+    with pytest.raises(FileNotFoundError, match=r"b\.png is not a file"):
+        list(loaded("train_photographs").contents(tmp_path / "a.tgz", ["package/b.png"]))
+
+
+def test_what_is_in_the_cache_is_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, package = loaded("train_photographs"), packed("npm")
+    file = tmp_path / package.archive
+
+    def run(command: list[str], *, check: bool, cwd: Path) -> None:
+        assert (command, check, cwd) == (package.command, True, tmp_path)
+        assert not file.exists()
+        file.touch()
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert script.fetched(package, tmp_path) == file
+    assert script.fetched(package, tmp_path) == file
 
 
 def test_the_held_out_photographs_are_there_as_they_are(tmp_path: Path) -> None:
