@@ -101,13 +101,17 @@ struct Forward {
     multiply<M>({query_rows, d_units, 1}, key_panels, ceil_div(size.d, M::kDepth), rows, vectors,
                 {scores, stride, Into::kSet, before, row_keep, whole ? row_highest : nullptr});
     A* const o = sums + (blocks > 1 ? slot * d_vectors * kLane : 0);
+    // All maxima before the first exponential: one by one, each row would wait for its own.
+    A high[kRows];
     for (int64_t r = 0; r < rows; ++r) {
       A* const s = scores + r * stride;
       for (int64_t j = keys; j < vectors * kLane; ++j) s[j] = -kInfinity;
-      const A high =
+      high[r] =
           whole ? horizontal_maximum<A>(load(row_highest + r * kLane)) : row_maximum(s, vectors);
-      softmax_row(s, vectors, high, first, row_max[slot + r], row_sum[slot + r], row_keep[r]);
     }
+    for (int64_t r = 0; r < rows; ++r)
+      softmax_row(scores + r * stride, vectors, high[r], first, row_max[slot + r],
+                  row_sum[slot + r], row_keep[r]);
     const Left<M> weights{reinterpret_cast<const Unit*>(scores),
                           stride * static_cast<int64_t>(sizeof(A) / sizeof(Unit)), 1};
     multiply<M>(weights, value_panels, ceil_div(keys, M::kDepth), rows, d_vectors,
@@ -134,8 +138,10 @@ struct Forward {
     Vector<A> sum[2] = {};
     int64_t v = 0;
     const auto next = [&](int64_t i) {
-      // Subtracted first: the largest has weight 1 exactly.
-      const Vector<A> p = exp2_nonpositive<M>((load(s + (v + i) * kLane) - shift) * factor);
+      const Vector<A> score = load(s + (v + i) * kLane);
+      // Subtracted first, the largest has weight 1 exactly; rounded to bf16 it has so anyway.
+      const Vector<A> p = exp2_nonpositive<M>(M::kDepth == 2 ? score * factor - shift * factor
+                                                             : (score - shift) * factor);
       sum[i] += p;
       return p;
     };

@@ -11,6 +11,7 @@
 #include "common/cpu_math.h"
 #include "common/cpu_threads.h"
 #include "common/cpu_vector.h"
+#include "sar_conv2d/cpu_tap_pairs.h"
 #include "sar_conv2d/sar_conv2d.h"
 
 namespace clipweather {
@@ -36,12 +37,13 @@ struct Kernel {
 // Banks of one call, channel block by channel block (kLanes<A> channels each):
 //   taps   [block][row of the kernel][bank][column of the kernel][lane]
 //   biases [block][bank][lane]
+//   pairs  [block][bank][pair of taps][lane], once pair_taps made them of 3 x 3 taps
 template <class A>
 struct Banks {
   int count;  // 1 + mixed
   int kernel_size;
   int64_t channels, blocks;
-  Buffer<A> taps, biases;
+  Buffer<A> taps, biases, pairs;
 
   Banks(int count_, int kernel_size_, int64_t channels_)
       : count(count_),
@@ -49,11 +51,33 @@ struct Banks {
         channels(channels_),
         blocks(ceil_div(channels_, kLanes<A>)),
         taps(blocks * tap_stride()),
-        biases(blocks * count * kLanes<A>) {}
+        biases(blocks * count * kLanes<A>),
+        pairs(blocks * count * kTapPairs * kLanes<A>) {}
 
   int64_t tap_stride() const { return int64_t{count} * kernel_size * kernel_size * kLanes<A>; }
   const A* taps_of(int64_t block) const { return taps.get() + block * tap_stride(); }
   const A* biases_of(int64_t block) const { return biases.get() + block * count * kLanes<A>; }
+
+  const A* pairs_of(int64_t block) const {
+    return pairs.get() + block * count * kTapPairs * kLanes<A>;
+  }
+
+  // What convolutions of T read beside the taps: to be called once all banks are set.
+  template <class T>
+  void pair_taps() {
+#if defined(__AVX512BF16__)
+    if constexpr (kPairsTaps<T>) {
+      if (kernel_size != 3) return;
+      for (int64_t block = 0; block < blocks; ++block)
+        for (int bank = 0; bank < count; ++bank) {
+          const A* of_bank[9];
+          for (int t = 0; t < 9; ++t)
+            of_bank[t] = taps_of(block) + ((t / 3 * count + bank) * 3 + t % 3) * kLanes<A>;
+          TapPairs::pack(of_bank, pairs.get() + (block * count + bank) * kTapPairs * kLanes<A>);
+        }
+    }
+#endif
+  }
 
   // bank = kernel (C, k, k) + sign * base, and its bias (C) likewise; null pointers are zeros.
   void set(int bank, const Kernel<A>& kernel, A sign, const Kernel<A>& base) {

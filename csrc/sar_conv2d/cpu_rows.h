@@ -3,8 +3,10 @@
 // A group of kGroup neighbouring pixels walks over the channels, kLanes at a time. Pixels are
 // contiguous, so memory is read in streams; the banks' taps come from L1 or L2 and each serves
 // kGroup pixels. Arithmetic bounds it: (1 + mixed) * 9 + mixed multiply-adds and the GELU per
-// element.
+// element; in bfloat16, where two taps are one instruction (cpu_tap_pairs.h), 5 instead of 9.
 #pragma once
+
+#include <iterator>
 
 #include "sar_conv2d/cpu_banks.h"
 
@@ -55,6 +57,54 @@ struct Window {
   }
 };
 
+#if defined(__AVX512BF16__)
+// What convolve adds, of taps in pairs.
+template <int kCount>
+CLIPWEATHER_INLINE void convolve_pairs(const Window<bfloat16_t>& window, const float* pairs,
+                                       int64_t c, int64_t live,
+                                       Vector<float> (&acc)[kCount][kGroup]) {
+  const auto channels = [&](int row, int column) {
+    return TapPairs::channels(window.in[row][column] + c, live);
+  };
+  const auto taps_from = [&](int first, auto& taps) {
+#pragma GCC unroll 9
+    for (int bank = 0; bank < kCount; ++bank)
+#pragma GCC unroll 3
+      for (size_t i = 0; i < std::size(taps[0]); ++i) {
+        taps[bank][i] = load(pairs + (bank * kTapPairs + first + i) * kLanes<float>);
+        asm("" : "+v"(taps[bank][i]));  // in a register, as in convolve
+      }
+  };
+  {
+    Vector<float> taps[kCount][3];
+    taps_from(0, taps);
+#pragma GCC unroll 6
+    for (int column = 0; column < kGroup + 2; ++column) {
+      const __m512i x = TapPairs::both(channels(0, column), channels(1, column));
+#pragma GCC unroll 4
+      for (int pixel = 0; pixel < kGroup; ++pixel)
+        if (column >= pixel && column - pixel < 3)
+#pragma GCC unroll 9
+          for (int bank = 0; bank < kCount; ++bank)
+            acc[bank][pixel] =
+                TapPairs::multiply_add(acc[bank][pixel], x, taps[bank][column - pixel]);
+    }
+  }
+  Vector<float> taps[kCount][2];
+  taps_from(3, taps);
+#pragma GCC unroll 4
+  for (int pixel = 0; pixel < kGroup; ++pixel) {
+    const __m512i two = TapPairs::both(channels(2, pixel), channels(2, pixel + 1));
+    const __m512i one = TapPairs::alone(channels(2, pixel + 2));
+#pragma GCC unroll 9
+    for (int bank = 0; bank < kCount; ++bank) {
+      acc[bank][pixel] = TapPairs::multiply_add(acc[bank][pixel], two, taps[bank][0]);
+      acc[bank][pixel] = TapPairs::multiply_add(acc[bank][pixel], one, taps[bank][1]);
+    }
+  }
+}
+#endif
+
 // acc[bank][pixel] = bias + convolution, for kLanes channels from `c` on. kCount and kSize are the
 // number of banks and the kernel size, or kAnyBanks.
 template <int kCount, int kSize, class T, class A>
@@ -70,6 +120,10 @@ CLIPWEATHER_INLINE void convolve(const Window<T>& window, const Banks<A>& banks,
   for (int bank = 0; bank < count; ++bank)
 #pragma GCC unroll 4
     for (int p = 0; p < kGroup; ++p) acc[bank][p] = load(biases + bank * kLanes<A>);
+#if defined(__AVX512BF16__)
+  if constexpr (kPairsTaps<T> && kCount > 0 && kSize == 3)
+    return convolve_pairs<kCount>(window, banks.pairs_of(block), c, live, acc);
+#endif
 #pragma GCC unroll 3
   for (int row = 0; row < size; ++row) {
     const A* row_taps = taps + row * count * size * kLanes<A>;

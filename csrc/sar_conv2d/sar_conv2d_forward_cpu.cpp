@@ -11,6 +11,7 @@ void forward(const SarConv2dForwardArgs& args, const Folding& folding) {
   const SarConv2dSizes& s = args.size;
   Banks<A> banks(1 + folding.mixed, s.kernel_size, s.c);
   fill_banks(banks, args.in, s, folding);
+  banks.template pair_taps<T>();
   const ForwardCut cut(s.h, s.w, s.c, sizeof(T));
   Buffer<T> zeros(s.c);
   zeros.zero(s.c);

@@ -9,7 +9,8 @@ template <int kMaps, class T>
 void forward(const SarLogitsForwardArgs& args) {
   using A = typename Accumulate<T>::type;
   const SarLogitsSizes& s = args.size;
-  const Predictor<A> predictor(args.in, s.c, s.kernels);
+  Predictor<A> predictor(args.in, s.c, s.kernels);
+  predictor.banks.template pair_taps<T>();
   const ForwardCut cut(s.h, s.w, s.c, sizeof(T));
   Buffer<T> zeros(s.c);
   zeros.zero(s.c);

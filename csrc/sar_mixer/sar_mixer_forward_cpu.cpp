@@ -11,9 +11,11 @@ template <int kCount, int kSize, int kMaps, class T>
 void forward(const SarMixerForwardArgs& args, const Folding& folding) {
   using A = typename Accumulate<T>::type;
   const SarConv2dSizes& s = args.size;
-  const Predictor<A> predictor(args.predictor, s.c, s.kernels);
+  Predictor<A> predictor(args.predictor, s.c, s.kernels);
+  predictor.banks.template pair_taps<T>();
   Banks<A> banks(1 + folding.mixed, s.kernel_size, s.c);
   fill_banks(banks, args.kernels, s, folding);
+  banks.template pair_taps<T>();
   const ForwardCut cut(s.h, s.w, s.c, sizeof(T));
   Buffer<T> zeros(s.c);
   zeros.zero(s.c);
