@@ -178,10 +178,13 @@ def test_reference_is_the_formula() -> None:
     torch.testing.assert_close(y, gelu(static + residual))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_input_stays_near(value: float) -> None:
+def test_non_finite_input_stays_near(value: float, dtype: torch.dtype) -> None:
     """A spoilt pixel reaches its neighbours through the two convolutions, and nothing further."""
     tensors, options = TestSarMixer.build((1, 6, 9, 11))
+    tensors = {name: t if t is None else t.float() for name, t in tensors.items()}
+    tensors["z"] = tensors["z"].to(dtype)
     spoilt = tensors["z"].clone()
     spoilt[0, 2, 4, 5] = value
     clean = ops.sar_mixer(**tensors, **options)
