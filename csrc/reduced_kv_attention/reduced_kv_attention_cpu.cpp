@@ -115,7 +115,7 @@ struct Forward {
     const Left<M> weights{reinterpret_cast<const Unit*>(scores),
                           stride * static_cast<int64_t>(sizeof(A) / sizeof(Unit)), 1};
     multiply<M>(weights, value_panels, ceil_div(keys, M::kDepth), rows, d_vectors,
-                {o, d_vectors * kLane, first ? Into::kSet : Into::kKeep, A{1}, row_keep});
+                {o, d_vectors * kLane, first ? Into::kSet : Into::kKeep, A{1}, row_keep}, size.d);
     if (last) finish(n, head, row, rows, slot, o);
   }
 

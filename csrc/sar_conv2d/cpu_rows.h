@@ -6,8 +6,6 @@
 // element; in bfloat16, where two taps are one instruction (cpu_tap_pairs.h), 5 instead of 9.
 #pragma once
 
-#include <iterator>
-
 #include "sar_conv2d/cpu_banks.h"
 
 namespace clipweather {
@@ -58,6 +56,17 @@ struct Window {
 };
 
 #if defined(__AVX512BF16__)
+template <int kCount, int kTaps>
+CLIPWEATHER_INLINE void load_pairs(const float* pairs, Vector<float> (&taps)[kCount][kTaps]) {
+#pragma GCC unroll 9
+  for (int bank = 0; bank < kCount; ++bank)
+#pragma GCC unroll 3
+    for (int i = 0; i < kTaps; ++i) {
+      taps[bank][i] = load(pairs + (bank * kTapPairs + i) * kLanes<float>);
+      asm("" : "+v"(taps[bank][i]));  // in a register, as in convolve
+    }
+}
+
 // What convolve adds, of taps in pairs.
 template <int kCount>
 CLIPWEATHER_INLINE void convolve_pairs(const Window<bfloat16_t>& window, const float* pairs,
@@ -66,18 +75,9 @@ CLIPWEATHER_INLINE void convolve_pairs(const Window<bfloat16_t>& window, const f
   const auto channels = [&](int row, int column) {
     return TapPairs::channels(window.in[row][column] + c, live);
   };
-  const auto taps_from = [&](int first, auto& taps) {
-#pragma GCC unroll 9
-    for (int bank = 0; bank < kCount; ++bank)
-#pragma GCC unroll 3
-      for (size_t i = 0; i < std::size(taps[0]); ++i) {
-        taps[bank][i] = load(pairs + (bank * kTapPairs + first + i) * kLanes<float>);
-        asm("" : "+v"(taps[bank][i]));  // in a register, as in convolve
-      }
-  };
   {
     Vector<float> taps[kCount][3];
-    taps_from(0, taps);
+    load_pairs<kCount, 3>(pairs, taps);
 #pragma GCC unroll 6
     for (int column = 0; column < kGroup + 2; ++column) {
       const __m512i x = TapPairs::both(channels(0, column), channels(1, column));
@@ -91,7 +91,7 @@ CLIPWEATHER_INLINE void convolve_pairs(const Window<bfloat16_t>& window, const f
     }
   }
   Vector<float> taps[kCount][2];
-  taps_from(3, taps);
+  load_pairs<kCount, 2>(pairs + 3 * kLanes<float>, taps);
 #pragma GCC unroll 4
   for (int pixel = 0; pixel < kGroup; ++pixel) {
     const __m512i two = TapPairs::both(channels(2, pixel), channels(2, pixel + 1));
