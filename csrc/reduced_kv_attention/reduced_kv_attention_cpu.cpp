@@ -138,10 +138,8 @@ struct Forward {
     Vector<A> sum[2] = {};
     int64_t v = 0;
     const auto next = [&](int64_t i) {
-      const Vector<A> score = load(s + (v + i) * kLane);
-      // Subtracted first, the largest has weight 1 exactly; rounded to bf16 it has so anyway.
-      const Vector<A> p = exp2_nonpositive<M>(M::kDepth == 2 ? score * factor - shift * factor
-                                                             : (score - shift) * factor);
+      // Subtracted first: the largest has weight 1 exactly.
+      const Vector<A> p = exp2_nonpositive<M>((load(s + (v + i) * kLane) - shift) * factor);
       sum[i] += p;
       return p;
     };

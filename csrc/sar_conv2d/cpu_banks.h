@@ -4,7 +4,8 @@
 // pixel; bank m >= 1 has weight maps[m - 1]. Where the maps are a softmax, which sums to one,
 // kernel K-1 is folded into the unit bank and the others become differences to it: exact algebra,
 // one convolution fewer and the static one for free. Differences are formed in A (fp32), never in
-// 16 bits. A wanted residual needs the static part alone, so then nothing is folded.
+// 16 bits. A wanted residual needs the static part alone, so then nothing is folded; nor is it
+// where taps are rounded to be multiplied in pairs: what is rounded are the kernels as they are.
 #pragma once
 
 #include "common/cpu_buffer.h"
@@ -22,8 +23,8 @@ struct Folding {
   int mixed;  // banks that have a map
 
   // One softmax map alone is kept (it is 1, or NaN where its logit is), so that NaN shows.
-  Folding(const SarConv2dSizes& size, bool wants_residual)
-      : folded(size.gate == Gate::kSoftmax && size.kernels > 1 && !wants_residual),
+  Folding(const SarConv2dSizes& size, bool stays_apart)
+      : folded(size.gate == Gate::kSoftmax && size.kernels > 1 && !stays_apart),
         mixed(folded ? size.kernels - 1 : size.kernels) {}
 };
 

@@ -3,7 +3,7 @@
 // A group of kGroup neighbouring pixels walks over the channels, kLanes at a time. Pixels are
 // contiguous, so memory is read in streams; the banks' taps come from L1 or L2 and each serves
 // kGroup pixels. Arithmetic bounds it: (1 + mixed) * 9 + mixed multiply-adds and the GELU per
-// element; in bfloat16, where two taps are one instruction (cpu_tap_pairs.h), 5 instead of 9.
+// element; where two taps of bfloat16 are one instruction (cpu_tap_pairs.h), 5 instead of 9.
 #pragma once
 
 #include "sar_conv2d/cpu_banks.h"

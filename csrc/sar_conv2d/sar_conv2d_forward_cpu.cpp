@@ -43,7 +43,8 @@ void forward(const SarConv2dForwardArgs& args, const Folding& folding) {
 
 template <class T>
 void forward_of(const SarConv2dForwardArgs& args) {
-  const Folding folding(args.size, args.residual != nullptr);
+  const bool pairs = kPairsTaps<T> && args.size.kernel_size == 3 && args.size.kernels <= 3;
+  const Folding folding(args.size, args.residual != nullptr || pairs);
   if (args.size.kernel_size == 3 && sizeof(T) <= 4) {
     switch (folding.mixed) {
       case 0:

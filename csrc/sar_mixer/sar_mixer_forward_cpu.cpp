@@ -47,7 +47,8 @@ void forward(const SarMixerForwardArgs& args, const Folding& folding) {
 
 template <class T>
 void forward_of(const SarMixerForwardArgs& args) {
-  const Folding folding(args.size, args.residual != nullptr);
+  const bool pairs = kPairsTaps<T> && args.size.kernel_size == 3 && args.size.kernels == 3;
+  const Folding folding(args.size, args.residual != nullptr || pairs);
   if (args.size.kernels == 3 && args.size.kernel_size == 3 && sizeof(T) <= 4)
     return folding.folded ? forward<3, 3, 3, T>(args, folding) : forward<4, 3, 3, T>(args, folding);
   forward<kAnyBanks, kAnyBanks, -1, T>(args, folding);

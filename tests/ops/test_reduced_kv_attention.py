@@ -20,6 +20,8 @@ from clipweather_fast.ops._native import CPU_ISAS, core, why_not_loaded
 from op_tests import OpTests
 
 HEAD_DIMS = (1, 3, 64, 80, 160, 256)
+#: Widths whose last vector is half full or less, behind 1 to 4 others, on processors that have 16.
+HALVES = (20, 24, 40, 56, 72)
 KEYS = (1, 48, 64, 255, 256, 2000)
 
 
@@ -33,6 +35,7 @@ class TestReducedKvAttention(OpTests):
         **{f"d{d}": {"queries": 29, "keys": 50, "d": d} for d in HEAD_DIMS},
         **{f"keys{keys}": {"queries": 26, "keys": keys, "d": 16} for keys in KEYS},
         "keys_and_width_past_a_block": {"queries": 26, "keys": 300, "d": 160},
+        **{f"half_a_vector{d}": {"n": 1, "queries": 26, "keys": 300, "d": d} for d in HALVES},
         "queries_past_a_task": {"n": 1, "queries": 800, "keys": 20, "heads": 1, "d": 8},
         "queries_and_keys_past_a_task": {"n": 1, "queries": 800, "keys": 300, "heads": 1, "d": 8},
         "many_heads": {"n": 5, "queries": 3, "keys": 7, "heads": 5, "d": 4},
@@ -268,6 +271,34 @@ def test_automatic_choice_on_a_gpu(
     answers = explain(ops.reduced_kv_attention, q, k, k)
     assert answers["cuda"].startswith("yes")
     assert [name for name, answer in answers.items() if "chosen" in answer] == [chosen]
+
+
+needs_native = pytest.mark.skipif(why_not_loaded() is not None, reason=str(why_not_loaded()))
+
+
+@needs_native
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_near_the_largest_number(dtype: torch.dtype, scale: float) -> None:
+    """The CPU kernel subtracts the largest score before it scales any."""
+    q, k = torch.full((1, 1, 1, 4), 1e19, dtype=dtype), torch.full((1, 3, 1, 4), 8e18, dtype=dtype)
+    v = torch.ones((1, 3, 1, 4), dtype=dtype)
+    out = ops.reduced_kv_attention(q, k, v, scale=scale, backend="cpu")
+    assert torch.equal(out, torch.ones_like(out))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_key_blocks_agree_on_weights(dtype: torch.dtype) -> None:
+    """Scores of millions whose difference is 1, in two blocks of the CPU kernel's keys."""
+    q = torch.tensor([2048.0, 1.0], dtype=dtype).view(1, 1, 1, 2)
+    k = torch.tensor([2048.0, 4.0], dtype=dtype).repeat(1, 512, 1, 1).view(1, 512, 1, 2)
+    k[:, 256:, :, 1] = 5
+    v = torch.zeros(1, 512, 1, 2, dtype=dtype)
+    v[:, 256:] = 1
+    out = ops.reduced_kv_attention(q, k, v, scale=1.0, backend="cpu").float()
+    expected = torch.full_like(out, torch.tensor(1.0).sigmoid().item())
+    torch.testing.assert_close(out, expected, rtol=0, atol=4e-3)
 
 
 @pytest.mark.parametrize("isa", CPU_ISAS)

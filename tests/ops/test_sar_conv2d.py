@@ -211,6 +211,18 @@ class TestSarConv2d(OpTests):
             if gate == "softmax" or value != value:
                 assert y[1, :, 4, 5].isnan().all()
 
+    def test_a_large_kernel_without_weight(
+        self, backend: str, device: str, dtype: torch.dtype
+    ) -> None:
+        """What it is folded into must not lose the small one that has all the weight."""
+        call = self.runnable(self.call({"shape": (1, 17, 5, 6)}, dtype, device), backend)
+        tensors = {name: torch.zeros_like(t) for name, t in call.present.items()}
+        tensors["x"] += 1
+        tensors["logits"][:, 0] = 60
+        tensors["weight"][0, :, 1, 1], tensors["weight"][2, :, 1, 1] = 1, 300
+        y = call.with_tensors(**tensors)(backend=backend)[0]
+        assert torch.equal(y, torch.ones_like(y))
+
 
 @pytest.mark.parametrize("gate", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("k", [3, 5])
