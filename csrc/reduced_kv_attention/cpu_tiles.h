@@ -330,7 +330,8 @@ CLIPWEATHER_INLINE void multiply_width(bool half, const Left<M>& left,
 
 // result (rows, vectors * lanes) from left (rows, steps) and the packed operand. Rows are computed
 // in whole groups: left and result must have room for round_up(rows, kRowGroup). Where half of the
-// last vector is all that `columns` need, its other half may be left as it is; 0: all are needed.
+// last vector is all that `columns` need, its other half may be left as it is, and `highest` does
+// not see it; 0: all are needed.
 template <class M>
 void multiply(const Left<M>& left, const typename M::Unit* packed, int64_t steps, int64_t rows,
               int64_t vectors, const Result<M>& result, int64_t columns = 0) {
