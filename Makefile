@@ -5,7 +5,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 BIN = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
 PYTEST = $(PYTHON) -P -m pytest
 SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-ISAS = baseline avx2 avx512 avx512_bf16
+ISAS = baseline avx2 avx512 avx512_bf16 amx
 
 .PHONY: build test isa triton lint format types tables cuda-check triton-check sanitize bench \
   bench-quick gpu wheel sdist dist check clean

@@ -29,7 +29,7 @@ VARIABLES: dict[str, Variable] = {
     ),
     "CLIPWEATHER_CPU_ISA": Variable(
         "",
-        "baseline | avx2 | avx512 | avx512_bf16",
+        "baseline | avx2 | avx512 | avx512_bf16 | amx",
         "forces the instruction set of the CPU kernels (default: the best this processor has)",
     ),
     "CLIPWEATHER_CUDA": Variable(

@@ -1,7 +1,8 @@
 """A whole training step: forward, loss, backward and Adam, on this package's operators and without.
 
 The loss is the recipe's terms that need no other network (smooth L1, SSIM, PSNR); Adam is PyTorch's
-fused one; both are the same for all. ``eager contiguous`` is the same network on the reference
+fused one; both are the same for all. In cases of autocast the network runs under autocast to
+bfloat16, as the trainer does it, and parameters, loss and Adam stay float32. ``eager contiguous`` is the same network on the reference
 backend, ``eager sdpa`` has PyTorch's own attention in it. The values that are checked first are the
 loss and its gradients. While a step is timed Adam's rate is too small to change a float32 weight,
 so that all steps do the same. The weather prior is an input.
@@ -11,7 +12,7 @@ Pictures per second are the batch over the step's time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -32,6 +33,7 @@ class CropSize:
     network: str
     n: int
     side: int
+    autocast: bool = False
 
 
 @cache
@@ -64,11 +66,15 @@ def _inputs(
         "x": x.to(device, dtype),
         "truth": truth.to(device, dtype),
         "prior": prior.to(device, dtype),
+        "autocast": size.autocast,
     }
 
 
 def _loss(inputs: Inputs) -> Tensor:
-    y, truth = inputs["module"](inputs["x"], inputs["prior"]), inputs["truth"]
+    x, truth = inputs["x"], inputs["truth"]
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=inputs["autocast"]):
+        y = inputs["module"](x, inputs["prior"])
+    y = y.to(truth.dtype)
     similar = 0.1 * losses.ssim_loss(y, truth) + 0.01 * losses.psnr_loss(y, truth)
     return losses.smooth_l1(y, truth) + similar
 
@@ -139,7 +145,7 @@ SUBJECT = Subject(
     explain=_explain,
     layouts=("contiguous",),
     opponents=_opponents,
-    gate_size=lambda size: CropSize(size.name, size.network, 1, 128),
+    gate_size=lambda size: replace(size, n=1, side=128),
     around=partial(use_backend, "reference"),
     plain=False,
     matrix=True,
@@ -148,6 +154,12 @@ SUBJECT = Subject(
 _SIZES = {
     CropSize("clipweather_tiny 128x128 batch 4", "clipweather_tiny", 4, 128): "quick",
     CropSize("clipweather_base 128x128 batch 4", "clipweather_base", 4, 128): "headline",
+    CropSize(
+        "clipweather_tiny 128x128 batch 4, autocast", "clipweather_tiny", 4, 128, True
+    ): "quick",
+    CropSize(
+        "clipweather_base 128x128 batch 4, autocast", "clipweather_base", 4, 128, True
+    ): "headline",
     CropSize("clipweather_base 256x256 batch 8", "clipweather_base", 8, 256): "full",
 }
 

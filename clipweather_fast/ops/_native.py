@@ -18,7 +18,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.floa
 GATES = {"none": 0, "softmax": 1, "sigmoid": 2}
 ACTIVATIONS = {"none": 0, "gelu": 1}
 #: By the value of ``_C.cpu_isa``.
-CPU_ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
+CPU_ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 #: The CUDA and Triton kernels' dtypes; the CPU kernels add float64.
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

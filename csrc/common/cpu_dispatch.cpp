@@ -5,8 +5,28 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(CLIPWEATHER_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace clipweather {
 namespace {
+
+#if defined(CLIPWEATHER_AMX)
+// Linux keeps the matrix unit's registers of those processes only that have asked for it.
+bool amx_granted() {
+  constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24;  // of leaf 7
+  constexpr long kRequest = 0x1023, kTileData = 18;           // ARCH_REQ_XCOMP_PERM, its data
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  if ((edx & kBfloat16) == 0 || (edx & kTile) == 0) return false;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+#else
+bool amx_granted() { return false; }
+#endif
 
 #if defined(CLIPWEATHER_X86)
 Isa best_isa() {
@@ -17,7 +37,8 @@ Isa best_isa() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!avx512) return Isa::kAvx2;
-  return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
+  return amx_granted() ? Isa::kAmx : Isa::kAvx512Bf16;
 }
 #else
 Isa best_isa() { return Isa::kBaseline; }
@@ -27,8 +48,8 @@ Isa chosen_isa() {
   const Isa best = best_isa();
   const char* forced = std::getenv("CLIPWEATHER_CPU_ISA");
   if (forced == nullptr || *forced == '\0') return best;
-  static const char* const kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
-  for (int i = 0; i < 4; ++i) {
+  static const char* const kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
+  for (int i = 0; i < 5; ++i) {
     if (std::strcmp(forced, kNames[i]) != 0) continue;
     if (i > static_cast<int>(best))
       throw std::runtime_error(std::string("CLIPWEATHER_CPU_ISA=") + forced +
@@ -37,7 +58,7 @@ Isa chosen_isa() {
     return static_cast<Isa>(i);
   }
   throw std::runtime_error(
-      std::string("CLIPWEATHER_CPU_ISA must be baseline, avx2, avx512 or avx512_bf16, got ") +
+      std::string("CLIPWEATHER_CPU_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got ") +
       forced);
 }
 

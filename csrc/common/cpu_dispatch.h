@@ -1,14 +1,14 @@
 // Chooses, once at load, which instruction set's copy of a CPU kernel runs.
 //
 // Each csrc/<op>/<op>_cpu.cpp is compiled once per instruction set with CLIPWEATHER_ISA set to
-// baseline, avx2, avx512 or avx512_bf16, which is also the namespace its functions live in.
+// baseline, avx2, avx512, avx512_bf16 or amx, which is also the namespace its functions live in.
 // Declare a kernel for all of them with CLIPWEATHER_CPU_KERNEL and call it with
 // CLIPWEATHER_CPU_CALL.
 #pragma once
 
 namespace clipweather {
 
-enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
 
 // Best instruction set of this processor that was built, or the one CLIPWEATHER_CPU_ISA names.
 Isa cpu_isa();
@@ -29,12 +29,25 @@ Isa cpu_isa();
   namespace avx512_bf16 {                      \
   void function(const Args&);                  \
   }                                            \
+  namespace amx {                              \
+  void function(const Args&);                  \
+  }                                            \
   }
 
 #if defined(CLIPWEATHER_X86)
+// AMX is left out where the compiler does not know it.
+#if defined(CLIPWEATHER_AMX)
+#define CLIPWEATHER_AMX_CASE(function, args) \
+  case ::clipweather::Isa::kAmx:             \
+    ::clipweather::amx::function(args);      \
+    break;
+#else
+#define CLIPWEATHER_AMX_CASE(function, args)
+#endif
 #define CLIPWEATHER_CPU_CALL(function, args)        \
   do {                                              \
     switch (::clipweather::cpu_isa()) {             \
+      CLIPWEATHER_AMX_CASE(function, args)          \
       case ::clipweather::Isa::kAvx512Bf16:         \
         ::clipweather::avx512_bf16::function(args); \
         break;                                      \

@@ -29,8 +29,12 @@ CLIPWEATHER_INLINE int64_t round_up(int64_t a, int64_t to) { return (a + to - 1)
 template <class A>
 struct Plain {
   using Sum = A;
-  using Unit = A;  // what a step takes of each row
+  using Unit = A;      // what a step takes of each row
+  struct Hardware {};  // what a thread holds while it multiplies
   static constexpr int kDepth = 1;
+  static constexpr int64_t kRows = kRowGroup;  // rows are computed in whole groups of so many
+
+  CLIPWEATHER_INLINE static int64_t steps(int64_t count) { return count; }
 
   CLIPWEATHER_INLINE static Vector<A> spread(Unit a) { return a - Vector<A>{}; }
   CLIPWEATHER_INLINE static Vector<A> madd(Vector<A> sum, Vector<A> a, Vector<A> b) {
@@ -53,7 +57,11 @@ struct Plain {
 struct Pairs {
   using Sum = float;
   using Unit = uint32_t;  // two bf16, the first in the low half
+  struct Hardware {};
   static constexpr int kDepth = 2;
+  static constexpr int64_t kRows = kRowGroup;
+
+  CLIPWEATHER_INLINE static int64_t steps(int64_t count) { return (count + 1) / 2; }
 
   CLIPWEATHER_INLINE static Vector<float> spread(Unit a) {
     return (Vector<float>)_mm512_set1_epi32(static_cast<int>(a));
@@ -155,7 +163,7 @@ void pack_transposed(const T* matrix, int64_t stride, int64_t rows, int64_t d,
                      typename M::Unit* packed) {
   using A = typename M::Sum;
   constexpr int64_t lanes = kLanes<A>;
-  const int64_t steps = (d + M::kDepth - 1) / M::kDepth;
+  const int64_t steps = M::steps(d);
   const Panels panels((rows + lanes - 1) / lanes);
   for (int64_t panel = 0; panel < panels.count; ++panel) {
     const int64_t first = panels.begin(panel), width = panels.begin(panel + 1) - first;
@@ -181,7 +189,7 @@ template <class M, class T>
 void pack_rows(const T* matrix, int64_t stride, int64_t rows, int64_t d, typename M::Unit* packed) {
   using A = typename M::Sum;
   constexpr int64_t lanes = kLanes<A>;
-  const int64_t steps = (rows + M::kDepth - 1) / M::kDepth;
+  const int64_t steps = M::steps(rows);
   const Panels panels((d + lanes - 1) / lanes);
   for (int64_t panel = 0; panel < panels.count; ++panel) {
     const int64_t first = panels.begin(panel), width = panels.begin(panel + 1) - first;
@@ -202,7 +210,7 @@ void pack_left(const T* matrix, int64_t stride, int64_t rows, int64_t d, int64_t
                typename M::Unit* packed) {
   using A = typename M::Sum;
   constexpr int64_t lanes = kLanes<A>;
-  for (int64_t row = 0; row < round_up(rows, kRowGroup); ++row)
+  for (int64_t row = 0; row < round_up(rows, M::kRows); ++row)
     for (int64_t u = 0; u < row_units; u += lanes) {
       const int64_t left = d - u * M::kDepth;
       const Vector<A> units = row < rows && left > 0
@@ -375,9 +383,15 @@ CLIPWEATHER_INLINE A horizontal_maximum(Vector<A> high) {
 template <class A>
 CLIPWEATHER_INLINE A row_maximum(const A* row, int64_t vectors) {
   constexpr int64_t lanes = kLanes<A>;
-  Vector<A> high = load(row);
-  for (int64_t v = 1; v < vectors; ++v) high = max(load(row + v * lanes), high);
-  return horizontal_maximum<A>(high);
+  constexpr int64_t kChains = 4;  // each waits for its own last maximum only
+  Vector<A> high[kChains];
+  for (int64_t i = 0; i < kChains; ++i) high[i] = load(row);
+  int64_t v = 1;
+  for (; v + kChains <= vectors; v += kChains)
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kChains; ++i) high[i] = max(load(row + (v + i) * lanes), high[i]);
+  for (; v < vectors; ++v) high[0] = max(load(row + v * lanes), high[0]);
+  return horizontal_maximum<A>(max(max(high[0], high[1]), max(high[2], high[3])));
 }
 
 // ---- exponential --------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ struct AttentionSizes {
 };
 
 // The CPU kernels' tiling, which the size of their workspace follows from.
-inline constexpr int64_t kAttentionRows = 24;          // queries of a forward tile
+inline constexpr int64_t kAttentionRows = 32;          // most queries of a forward tile
 inline constexpr int64_t kAttentionChunk = 384;        // queries of a forward task
 inline constexpr int64_t kAttentionKeyBlock = 256;     // keys packed at a time
 inline constexpr int64_t kAttentionBackwardRows = 24;  // queries of a backward tile

@@ -5,6 +5,7 @@
 // softmax), so memory is bounded whatever the key count. Bound by FMA issue: packing costs 1-2 %
 // and the exponential about 10 % of 4096 x 256 at d = 64.
 #include "common/cpu_threads.h"
+#include "reduced_kv_attention/cpu_matrix_tiles.h"
 #include "reduced_kv_attention/cpu_tiles.h"
 #include "reduced_kv_attention/reduced_kv_attention.h"
 
@@ -12,17 +13,30 @@ namespace clipweather {
 namespace CLIPWEATHER_ISA {
 namespace {
 
-constexpr int64_t kRows = kAttentionRows;          // S (kRows, kKeyBlock) of a tile fits L1
 constexpr int64_t kChunk = kAttentionChunk;        // packing K and V is paid once for these queries
 constexpr int64_t kKeyBlock = kAttentionKeyBlock;  // packed K and V fit L2 up to d = 256
 constexpr int64_t kSkew = 16;  // keeps the rows of S out of one another's cache sets
 
+// What multiplies elements of storage type T in the forward pass.
+template <class T>
+struct ForwardMultiplyOf : MultiplyOf<T> {};
+#if defined(__AMX_BF16__)
+template <>
+struct ForwardMultiplyOf<bfloat16_t> {
+  using type = MatrixPairs;
+};
+#endif
+
 template <class T>
 struct Forward {
-  using M = typename MultiplyOf<T>::type;
+  using M = typename ForwardMultiplyOf<T>::type;
   using A = typename M::Sum;
   using Unit = typename M::Unit;
   static constexpr int64_t kLane = kLanes<A>;
+  // Whether the products find the rows' maxima.
+  static constexpr bool kFindsHighest = M::kRows == kRowGroup;
+  // S (kRows, kKeyBlock) of a tile fits L1.
+  static constexpr int64_t kRows = kFindsHighest ? kAttentionRows / 4 * 3 : kAttentionRows;
   static constexpr A kInfinity = static_cast<A>(__builtin_inf());
 
   const AttentionForwardArgs& args;
@@ -94,11 +108,11 @@ struct Forward {
     const T* const q = static_cast<const T*>(args.q) + n * size.q_stride[0] +
                        row * size.q_stride[1] + head * size.q_stride[2];
     const int64_t vectors = ceil_div(keys, kLane), stride = block_keys + kSkew;
-    const bool whole = keys % kLane == 0;
+    const bool whole = kFindsHighest && keys % kLane == 0;
     if (whole)
       for (int64_t i = 0; i < kRows * kLane; ++i) row_highest[i] = -kInfinity;
     pack_left<M>(q, size.q_stride[1], rows, size.d, d_units, query_rows);
-    multiply<M>({query_rows, d_units, 1}, key_panels, ceil_div(size.d, M::kDepth), rows, vectors,
+    multiply<M>({query_rows, d_units, 1}, key_panels, M::steps(size.d), rows, vectors,
                 {scores, stride, Into::kSet, before, row_keep, whole ? row_highest : nullptr});
     A* const o = sums + (blocks > 1 ? slot * d_vectors * kLane : 0);
     // All maxima before the first exponential: one by one, each row would wait for its own.
@@ -114,7 +128,7 @@ struct Forward {
                   row_sum[slot + r], row_keep[r]);
     const Left<M> weights{reinterpret_cast<const Unit*>(scores),
                           stride * static_cast<int64_t>(sizeof(A) / sizeof(Unit)), 1};
-    multiply<M>(weights, value_panels, ceil_div(keys, M::kDepth), rows, d_vectors,
+    multiply<M>(weights, value_panels, M::steps(keys), rows, d_vectors,
                 {o, d_vectors * kLane, first ? Into::kSet : Into::kKeep, A{1}, row_keep}, size.d);
     if (last) finish(n, head, row, rows, slot, o);
   }
@@ -148,7 +162,10 @@ struct Forward {
         const Vector<A> low = next(0), high = next(1);
         M::store_two(reinterpret_cast<T*>(s) + v * kLane, low, high);
       }
-      if (v < vectors) store(reinterpret_cast<T*>(s) + v * kLane, next(0));
+      if (v < vectors) store(reinterpret_cast<T*>(s) + v++ * kLane, next(0));
+      // What the values' zeros are multiplied with must be finite.
+      for (; v * kLane < M::steps(vectors * kLane) * M::kDepth; ++v)
+        store(reinterpret_cast<T*>(s) + v * kLane, Vector<A>{});
     } else {
       for (; v < vectors; ++v) store(s + v * kLane, next(0));
     }
@@ -177,12 +194,13 @@ void forward(const AttentionForwardArgs& args) {
   const AttentionSizes& size = args.size;
   const int64_t chunks = ceil_div(size.queries, kChunk);
   // Chunks of nearly equal length, whole tiles each.
-  const int64_t chunk = round_up(ceil_div(size.queries, chunks), kRows);
+  const int64_t chunk = round_up(ceil_div(size.queries, chunks), Forward<T>::kRows);
   parallel_tasks(size.n * size.heads * chunks, args.threads, [&](int64_t task, int64_t thread) {
     const int64_t begin = task % chunks * chunk, end = smaller(begin + chunk, size.queries);
     if (begin >= end) return;
     char* const workspace = static_cast<char*>(args.workspace) + thread * args.workspace_bytes;
     const int64_t n = task / chunks / size.heads, head = task / chunks % size.heads;
+    [[maybe_unused]] const typename Forward<T>::M::Hardware hardware;
     Forward<T>(args, workspace).task(n, head, begin, end);
   });
 }

@@ -51,7 +51,7 @@ def test_unknown_instruction_set_stops_the_import() -> None:
         text=True,
         check=False,
     )
-    words = "CLIPWEATHER_CPU_ISA must be baseline, avx2, avx512 or avx512_bf16, got mmx"
+    words = "CLIPWEATHER_CPU_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got mmx"
     assert done.returncode == 1
     assert words in done.stderr
 
