@@ -1,11 +1,11 @@
 """A whole training step: forward, loss, backward and Adam, on this package's operators and without.
 
 The loss is the recipe's terms that need no other network (smooth L1, SSIM, PSNR); Adam is PyTorch's
-fused one; both are the same for all. In cases of autocast the network runs under autocast to
-bfloat16, as the trainer does it, and parameters, loss and Adam stay float32. ``eager contiguous`` is the same network on the reference
-backend, ``eager sdpa`` has PyTorch's own attention in it. The values that are checked first are the
-loss and its gradients. While a step is timed Adam's rate is too small to change a float32 weight,
-so that all steps do the same. The weather prior is an input.
+fused one; both are the same for all. Where a case says so the network runs under autocast to
+bfloat16, as the trainer has it, and parameters, loss and Adam stay float32. ``eager contiguous`` is
+the same network on the reference backend, ``eager sdpa`` has PyTorch's own attention in it. The
+values that are checked first are the loss and its gradients. While a step is timed Adam's rate is
+too small to change a float32 weight, so that all steps do the same. The weather prior is an input.
 
 Pictures per second are the batch over the step's time.
 """

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipweather_fast.models._frozen_forms import Forms
-from clipweather_fast.models._frozen_panels import pairs_pay
+from clipweather_fast.models._frozen_panels import matrix_unit, pairs_pay
 from clipweather_fast.models._frozen_winograd import Kind, Winograd
 from clipweather_fast.ops._direct import observer_looks
 
@@ -23,6 +23,9 @@ __all__ = ["FrozenConv", "FrozenUp"]
 
 #: With fewer channels Winograd's transforms cost what its products save.
 ENOUGH_CHANNELS = {torch.float32: 16, torch.bfloat16: 32}
+#: A matrix unit multiplies so fast that with more tiles of 2 × 2 the transforms cost more than the
+#: products they save; with fewer it waits for the weight, which oneDNN lays out anew in each call.
+MOST_TILES = 128
 #: A weight is read in about the time in which so many tiles are multiplied with it.
 TILES_PER_READ = 10
 
@@ -48,6 +51,8 @@ class _FrozenLayer:
             return None
         bfloat16 = dtype == torch.bfloat16
         if bfloat16 and (channels % 2 or not pairs_pay()):
+            return None
+        if bfloat16 and matrix_unit() and _tiles(image, kind) > MOST_TILES:
             return None
         if observer_looks():
             axis = 1 if kind == Kind.UP else 0
@@ -151,6 +156,13 @@ def _kind(layer: nn.Conv2d) -> Kind | None:
     if layer.kernel_size != (3, 3) or not padded:
         return None
     return {(1, 1): Kind.SAME, (2, 2): Kind.DOWN}.get(cast(tuple[int, int], layer.stride))
+
+
+def _tiles(image: Tensor, kind: Kind) -> int:
+    """Of 2 × 2 pixels, on the coarser side."""
+    n, _, h, w = image.shape
+    side = 4 if kind == Kind.DOWN else 2
+    return n * -(-h // side) * -(-w // side)
 
 
 def _tile(image: Tensor) -> int:

@@ -13,23 +13,30 @@ namespace CLIPWEATHER_ISA {
 
 inline constexpr int64_t kMatrixRows = 16;
 
-// While it lives, this thread's registers are all of the full size. They belong to the thread, and
+// While it lives, this thread's registers have their shapes: 0 and 1 (sums) and 4 have `high` rows,
+// 2 and 3 (sums) and 5 have `low` rows, 6 and 7 are whole. Registers belong to the thread, and
 // others use the unit too, so nothing may be left in them.
 class MatrixUnit {
  public:
-  MatrixUnit() {
+  MatrixUnit() { shape(kMatrixRows, kMatrixRows); }
+  ~MatrixUnit() { asm volatile("tilerelease"); }
+  MatrixUnit(const MatrixUnit&) = delete;
+  MatrixUnit& operator=(const MatrixUnit&) = delete;
+
+  void shape(int64_t high, int64_t low) {
+    constexpr bool kLow[8] = {false, false, true, true, false, true, false, false};
     struct alignas(64) {
       uint8_t palette, start_row, reserved[14];
       uint16_t row_bytes[16];
       uint8_t rows[16];
     } shapes = {};
     shapes.palette = 1;
-    for (int i = 0; i < 8; ++i) shapes.row_bytes[i] = 64, shapes.rows[i] = kMatrixRows;
+    for (int i = 0; i < 8; ++i) {
+      shapes.row_bytes[i] = 64;
+      shapes.rows[i] = static_cast<uint8_t>(i >= 6 ? kMatrixRows : kLow[i] ? low : high);
+    }
     asm volatile("ldtilecfg %0" : : "m"(shapes));
   }
-  ~MatrixUnit() { asm volatile("tilerelease"); }
-  MatrixUnit(const MatrixUnit&) = delete;
-  MatrixUnit& operator=(const MatrixUnit&) = delete;
 };
 
 // By number: a compiler's own forms of these do not tell it that memory is read.

@@ -2,6 +2,7 @@
 // holds of every column the numbers 2 k and 2 k + 1. Sums are of float32.
 #pragma once
 
+#include "common/cpu_matrix_unit.h"
 #include "common/cpu_threads.h"
 #include "common/cpu_vector.h"
 #include "inference/cpu_panels.h"
@@ -20,6 +21,107 @@ struct PairProduct {
   int64_t rows, columns, pairs;  // columns: a multiple of kPart
 };
 
+#if defined(__AMX_BF16__)
+// Steps of 16 pairs that are fetched early where a panel comes from memory.
+inline constexpr int64_t kStepsAhead = 4;
+
+// Up to 32 rows of two vectors of columns, or of one: 16 pairs at a time, the last of them padded
+// with zeros, which neither matrix may be read for beyond its end.
+template <int kHigh, int kWide, class Out>
+class MatrixSquare {
+ public:
+  static constexpr int64_t kSide = kMatrixRows;
+
+  // `rest` is a copy of the panel's last pairs that make no whole step.
+  static CLIPWEATHER_INLINE void multiply(const PairProduct<Out>& p, int64_t m, int64_t rows,
+                                          int64_t n, const uint32_t* rest, bool fetches) {
+    const uint32_t *a = p.a + m * p.a_row, *panel = p.panel + n;
+    const int64_t whole = p.pairs / kSide * kSide;
+    matrix_clear<0>();
+    if constexpr (kWide > 1) matrix_clear<1>();
+    if constexpr (kHigh > 1) matrix_clear<2>();
+    if constexpr (kHigh > 1 && kWide > 1) matrix_clear<3>();
+    for (int64_t k = 0; k < whole; k += kSide, panel += kSide * kPanel) {
+      if (fetches)
+        for (int64_t line = 0; line < kSide * kPanel; line += 16)
+          __builtin_prefetch(panel + kStepsAhead * kSide * kPanel + line);
+      add(a + k, p.a_row, panel);
+    }
+    if (whole < p.pairs) {
+      alignas(64) uint32_t last[2 * kSide * kSide];
+      const __mmask16 there = static_cast<__mmask16>((1u << (p.pairs - whole)) - 1);
+      for (int64_t r = 0; r < rows; ++r)
+        _mm512_store_si512(last + r * kSide,
+                           _mm512_maskz_loadu_epi32(there, a + r * p.a_row + whole));
+      add(last, kSide, rest + n);
+    }
+    store(p, m, rows, n);
+  }
+
+ private:
+  static CLIPWEATHER_INLINE void add(const uint32_t* a, int64_t a_row, const uint32_t* panel) {
+    matrix_load<4>(a, a_row * 4);
+    matrix_load<6>(panel, kPanel * 4);
+    matrix_multiply<0, 4, 6>();
+    if constexpr (kWide > 1) {
+      matrix_load<7>(panel + kSide, kPanel * 4);
+      matrix_multiply<1, 4, 7>();
+    }
+    if constexpr (kHigh > 1) {
+      matrix_load<5>(a + kSide * a_row, a_row * 4);
+      matrix_multiply<2, 5, 6>();
+      if constexpr (kWide > 1) matrix_multiply<3, 5, 7>();
+    }
+  }
+
+  static CLIPWEATHER_INLINE void put(float* to, int64_t row) {
+    matrix_store<0>(to, row * 4);
+    if constexpr (kWide > 1) matrix_store<1>(to + kSide, row * 4);
+    if constexpr (kHigh > 1) matrix_store<2>(to + kSide * row, row * 4);
+    if constexpr (kHigh > 1 && kWide > 1) matrix_store<3>(to + kSide * row + kSide, row * 4);
+  }
+
+  static CLIPWEATHER_INLINE void store(const PairProduct<Out>& p, int64_t m, int64_t rows,
+                                       int64_t n) {
+    Out* c = p.c + m * p.c_row + n;
+    if constexpr (sizeof(Out) == sizeof(float)) {
+      if (p.bias == nullptr) return put(c, p.c_row);
+    }
+    alignas(64) float sums[2 * kSide * kPanel];
+    put(sums, kPanel);
+    Vector<float> bias[kWide] = {};
+    for (int v = 0; v < kWide && p.bias != nullptr; ++v) bias[v] = load(p.bias + n + v * kSide);
+    for (int64_t r = 0; r < rows; ++r, c += p.c_row)
+      for (int v = 0; v < kWide; ++v)
+        CLIPWEATHER_ISA::store(c + v * kSide, load(sums + r * kPanel + v * kSide) + bias[v]);
+  }
+};
+
+template <class Out>
+inline void multiply(const PairProduct<Out>& p) {
+  constexpr int64_t kSide = kMatrixRows;
+  const int64_t rest = p.pairs % kSide;
+  alignas(64) uint32_t last[kSide * kPanel] = {};
+  if (rest > 0)
+    std::memcpy(last, p.panel + (p.pairs - rest) * kPanel,
+                static_cast<size_t>(rest * kPanel) * sizeof(uint32_t));
+  MatrixUnit unit;
+  const bool wide = p.columns > kSide;
+  for (int64_t m = 0; m < p.rows; m += 2 * kSide) {
+    const int64_t rows = p.rows - m < 2 * kSide ? p.rows - m : 2 * kSide;
+    const bool high = rows > kSide, fetches = m == 0;
+    if (rows < 2 * kSide) unit.shape(high ? kSide : rows, high ? rows - kSide : kSide);
+    if (high && wide)
+      MatrixSquare<2, 2, Out>::multiply(p, m, rows, 0, last, fetches);
+    else if (high)
+      MatrixSquare<2, 1, Out>::multiply(p, m, rows, 0, last, fetches);
+    else if (wide)
+      MatrixSquare<1, 2, Out>::multiply(p, m, rows, 0, last, fetches);
+    else
+      MatrixSquare<1, 1, Out>::multiply(p, m, rows, 0, last, fetches);
+  }
+}
+#else
 // sum + a pair of `a` times the pairs of `b`.
 CLIPWEATHER_INLINE Vector<float> add_pair(Vector<float> sum, uint32_t a, VectorU32 b) {
 #if defined(__AVX512BF16__)
@@ -90,6 +192,7 @@ inline void multiply(const PairProduct<Out>& p) {
         pair_rows<kRowsAtOnce, 1>(count, p, m, n);
     }
 }
+#endif
 
 }  // namespace CLIPWEATHER_ISA
 }  // namespace clipweather

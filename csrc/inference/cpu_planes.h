@@ -33,7 +33,7 @@ struct OneChannel {
   static float lane(const float* values) { return values[0]; }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(CLIPWEATHER_PAIRS)
 // Two channels per lane, multiplied and summed by one instruction.
 struct TwoChannels {
   static constexpr int kChannels = 2;

@@ -387,7 +387,7 @@ void run(const PictureTailArgs& args) {
 
 void picture_tail(const PictureTailArgs& args) {
   if (args.x_type != DType::kBFloat16) return run<OneChannel, float>(args);
-#if defined(__AVX512BF16__)
+#if defined(CLIPWEATHER_PAIRS)
   if (args.c % 2 == 0 && args.d % 2 == 0) return run<TwoChannels, bfloat16_t>(args);
 #endif
   run<OneChannel, bfloat16_t>(args);

@@ -112,7 +112,7 @@ template <class T>
 struct MultiplyOf {
   using type = Plain<typename Accumulate<T>::type>;
 };
-#if defined(__AVX512BF16__)
+#if defined(CLIPWEATHER_PAIRS)
 template <>
 struct MultiplyOf<bfloat16_t> {
   using type = Pairs;

@@ -66,7 +66,7 @@ struct Banks {
   // What convolutions of T read beside the taps: to be called once all banks are set.
   template <class T>
   void pair_taps() {
-#if defined(__AVX512BF16__)
+#if defined(CLIPWEATHER_PAIRS)
     if constexpr (kPairsTaps<T>) {
       if (kernel_size != 3) return;
       for (int64_t block = 0; block < blocks; ++block)

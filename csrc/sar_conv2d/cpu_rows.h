@@ -55,7 +55,7 @@ struct Window {
   }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(CLIPWEATHER_PAIRS)
 template <int kCount, int kTaps>
 CLIPWEATHER_INLINE void load_pairs(const float* pairs, Vector<float> (&taps)[kCount][kTaps]) {
 #pragma GCC unroll 9
@@ -120,7 +120,7 @@ CLIPWEATHER_INLINE void convolve(const Window<T>& window, const Banks<A>& banks,
   for (int bank = 0; bank < count; ++bank)
 #pragma GCC unroll 4
     for (int p = 0; p < kGroup; ++p) acc[bank][p] = load(biases + bank * kLanes<A>);
-#if defined(__AVX512BF16__)
+#if defined(CLIPWEATHER_PAIRS)
   if constexpr (kPairsTaps<T> && kCount > 0 && kSize == 3)
     return convolve_pairs<kCount>(window, banks.pairs_of(block), c, live, acc);
 #endif

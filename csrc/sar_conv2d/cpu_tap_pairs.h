@@ -15,7 +15,7 @@ namespace CLIPWEATHER_ISA {
 
 inline constexpr int kTapPairs = 5;
 
-#if defined(__AVX512BF16__)
+#if defined(CLIPWEATHER_PAIRS)
 // Whether convolutions of T have their taps in pairs.
 template <class T>
 inline constexpr bool kPairsTaps = std::is_same_v<T, bfloat16_t>;

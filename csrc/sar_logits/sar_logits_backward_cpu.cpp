@@ -12,6 +12,17 @@ namespace {
 
 constexpr int kSide = 3;
 
+template <class A>
+struct Wider;
+template <>
+struct Wider<float> {
+  typedef double type;
+};
+template <>
+struct Wider<double> {
+  typedef long double type;
+};
+
 template <class T>
 class Backward {
   using A = typename Accumulate<T>::type;
@@ -128,17 +139,14 @@ class Backward {
     }
   }
 
-  // Row sums first: one long sum in fp32 would round too much.
+  // In more digits than the numbers have: of all images, their signs mixed, little is left.
   void write_pointwise_bias() const {
     const A* grad_logits = static_cast<const A*>(args_.grad_logits);
+    const int64_t count = s_.n * s_.h * s_.w * s_.kernels;
     for (int k = 0; k < s_.kernels; ++k) {
-      A total = 0;
-      for (int64_t row = 0; row < s_.n * s_.h; ++row) {
-        A sum = 0;
-        for (int64_t w = 0; w < s_.w; ++w) sum += grad_logits[(row * s_.w + w) * s_.kernels + k];
-        total += sum;
-      }
-      static_cast<A*>(args_.grad_pointwise_bias)[k] = total;
+      typename Wider<A>::type total = 0;
+      for (int64_t i = k; i < count; i += s_.kernels) total += grad_logits[i];
+      static_cast<A*>(args_.grad_pointwise_bias)[k] = static_cast<A>(total);
     }
   }
 

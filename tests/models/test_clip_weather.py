@@ -189,7 +189,8 @@ def test_one_prior_serves_every_tile() -> None:
     network, images = small(), photograph(64, 64, n=3)
     prior = prior_of(network)
     assert prior is not None
-    assert torch.equal(network(images, prior), network(images, prior.expand(3, -1)))
+    # Products of one row and of three are not always summed in the same order.
+    torch.testing.assert_close(network(images, prior), network(images, prior.expand(3, -1)))
 
 
 @torch.no_grad()

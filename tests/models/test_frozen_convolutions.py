@@ -17,6 +17,7 @@ from clipweather_fast.models import _frozen, _frozen_convolution
 from clipweather_fast.models._conv_decoder import Residual
 from clipweather_fast.models._frozen_convolution import FrozenConv, FrozenUp
 from clipweather_fast.models._frozen_decoder import FrozenResidual
+from clipweather_fast.models._frozen_panels import matrix_unit
 from clipweather_fast.ops import _native
 from tolerance import ULPS, largest, largest_error
 
@@ -147,7 +148,7 @@ def test_few_channels_are_left_to_onednn() -> None:
 @pytest.mark.parametrize(("channels", "form"), [(40, 2), (66, 2), (24, "oneDNN"), (33, "oneDNN")])
 def test_bfloat16_by_winograd(channels: int, form: int | str) -> None:
     torch.manual_seed(0)
-    module, x = Residual(channels).requires_grad_(False), image(2, channels, 21, 30, dtype=BFLOAT16)
+    module, x = Residual(channels).requires_grad_(False), image(2, channels, 13, 17, dtype=BFLOAT16)
     frozen, skip = FrozenResidual(module, BFLOAT16), torch.rand_like(x)
     check(frozen(x.clone(memory_format=torch.preserve_format), skip), module, x, skip)
     module, x = layer(nn.Conv2d, channels, 40, 3, 2, 1), image(2, channels, 5, 6, dtype=BFLOAT16)
@@ -158,6 +159,15 @@ def test_bfloat16_by_winograd(channels: int, form: int | str) -> None:
     check(up(x), module, x)
     for conv in (frozen.conv1, frozen.conv2, down, up):
         assert set(conv.layer.forms.made) == {form}
+
+
+@needs_bfloat16
+def test_many_tiles_in_bfloat16() -> None:
+    """A matrix unit does without Winograd's algorithm there."""
+    module, x = layer(nn.Conv2d, 32, 32, 3, 1, 1), image(1, 32, 32, 40, dtype=BFLOAT16)
+    conv = FrozenConv(module, BFLOAT16)
+    check(conv(x), module, x)
+    assert set(conv.layer.forms.made) == {"oneDNN" if matrix_unit() else 2}
 
 
 def test_bits_are_those_of_one_thread() -> None:
@@ -193,7 +203,7 @@ test_frozen_linear.test_own_product_of_pairs((1, 13, 1300), 80, True)
 """
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", _native.CPU_ISAS[:-1])
 def test_other_instruction_sets(isa: str) -> None:
     if _native.core().cpu_isa <= _native.CPU_ISAS.index(isa):
         pytest.skip(f"{isa} is no other instruction set here, or there is none")

@@ -63,6 +63,18 @@ def test_own_product_of_pairs(shape: tuple[int, ...], out_features: int, bias: b
     check(PanelLinear(module.weight.bfloat16(), module.bias)(x), module, x)
 
 
+@pytest.mark.parametrize("features", [24, 64, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_do_not_touch_each_other(dtype: torch.dtype, features: int) -> None:
+    module, x = layer(features, 48), torch.randn(1, 53, features).to(dtype)
+    linear = PanelLinear(module.weight.to(dtype), module.bias)
+    expected = linear(x)
+    x[0, 17, -1], x[0, 40, 0] = torch.inf, torch.nan
+    broken = linear(x).isfinite().logical_not()
+    assert broken.nonzero()[:, 1].unique().tolist() == [17, 40]
+    assert torch.equal(linear(x)[~broken], expected[~broken])
+
+
 def test_odd_depths_are_summed_too() -> None:
     module, x = layer(7, 16), torch.randn(5, 7)
     check(PanelLinear(module.weight, module.bias)(x), module, x)
