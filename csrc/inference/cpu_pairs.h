@@ -32,10 +32,11 @@ class MatrixSquare {
  public:
   static constexpr int64_t kSide = kMatrixRows;
 
-  // `rest` is a copy of the panel's last pairs that make no whole step.
+  // The sums stay in the registers. `rest` is a copy of the panel's last pairs that make no whole
+  // step.
   static CLIPWEATHER_INLINE void multiply(const PairProduct<Out>& p, int64_t m, int64_t rows,
-                                          int64_t n, const uint32_t* rest, bool fetches) {
-    const uint32_t *a = p.a + m * p.a_row, *panel = p.panel + n;
+                                          const uint32_t* rest, bool fetches) {
+    const uint32_t *a = p.a + m * p.a_row, *panel = p.panel;
     const int64_t whole = p.pairs / kSide * kSide;
     matrix_clear<0>();
     if constexpr (kWide > 1) matrix_clear<1>();
@@ -53,9 +54,15 @@ class MatrixSquare {
       for (int64_t r = 0; r < rows; ++r)
         _mm512_store_si512(last + r * kSide,
                            _mm512_maskz_loadu_epi32(there, a + r * p.a_row + whole));
-      add(last, kSide, rest + n);
+      add(last, kSide, rest);
     }
-    store(p, m, rows, n);
+  }
+
+  static CLIPWEATHER_INLINE void store(float* to, int64_t row) {
+    matrix_store<0>(to, row * 4);
+    if constexpr (kWide > 1) matrix_store<1>(to + kSide, row * 4);
+    if constexpr (kHigh > 1) matrix_store<2>(to + kSide * row, row * 4);
+    if constexpr (kHigh > 1 && kWide > 1) matrix_store<3>(to + kSide * row + kSide, row * 4);
   }
 
  private:
@@ -73,53 +80,58 @@ class MatrixSquare {
       if constexpr (kWide > 1) matrix_multiply<3, 5, 7>();
     }
   }
-
-  static CLIPWEATHER_INLINE void put(float* to, int64_t row) {
-    matrix_store<0>(to, row * 4);
-    if constexpr (kWide > 1) matrix_store<1>(to + kSide, row * 4);
-    if constexpr (kHigh > 1) matrix_store<2>(to + kSide * row, row * 4);
-    if constexpr (kHigh > 1 && kWide > 1) matrix_store<3>(to + kSide * row + kSide, row * 4);
-  }
-
-  static CLIPWEATHER_INLINE void store(const PairProduct<Out>& p, int64_t m, int64_t rows,
-                                       int64_t n) {
-    Out* c = p.c + m * p.c_row + n;
-    if constexpr (sizeof(Out) == sizeof(float)) {
-      if (p.bias == nullptr) return put(c, p.c_row);
-    }
-    alignas(64) float sums[2 * kSide * kPanel];
-    put(sums, kPanel);
-    Vector<float> bias[kWide] = {};
-    for (int v = 0; v < kWide && p.bias != nullptr; ++v) bias[v] = load(p.bias + n + v * kSide);
-    for (int64_t r = 0; r < rows; ++r, c += p.c_row)
-      for (int v = 0; v < kWide; ++v)
-        CLIPWEATHER_ISA::store(c + v * kSide, load(sums + r * kPanel + v * kSide) + bias[v]);
-  }
 };
 
-template <class Out>
-inline void multiply(const PairProduct<Out>& p) {
-  constexpr int64_t kSide = kMatrixRows;
+// Rows of sums as numbers of c.
+template <int kWide, class Out>
+CLIPWEATHER_INLINE void finish(const PairProduct<Out>& p, int64_t m, int64_t rows,
+                               const float* sums) {
+  Out* c = p.c + m * p.c_row;
+  Vector<float> bias[kWide] = {};
+  for (int v = 0; v < kWide && p.bias != nullptr; ++v) bias[v] = load(p.bias + v * kMatrixRows);
+  for (int64_t r = 0; r < rows; ++r, c += p.c_row, sums += kPanel)
+    for (int v = 0; v < kWide; ++v)
+      store(c + v * kMatrixRows, load(sums + v * kMatrixRows) + bias[v]);
+}
+
+// A square's sums become numbers of c while the unit multiplies the next square's.
+template <int kWide, class Out>
+inline void multiply_columns(const PairProduct<Out>& p) {
+  constexpr int64_t kSide = kMatrixRows, kAtOnce = 2 * kSide;
   const int64_t rest = p.pairs % kSide;
   alignas(64) uint32_t last[kSide * kPanel] = {};
   if (rest > 0)
     std::memcpy(last, p.panel + (p.pairs - rest) * kPanel,
                 static_cast<size_t>(rest * kPanel) * sizeof(uint32_t));
+  alignas(64) float sums[2][kAtOnce * kPanel];
   MatrixUnit unit;
-  const bool wide = p.columns > kSide;
-  for (int64_t m = 0; m < p.rows; m += 2 * kSide) {
-    const int64_t rows = p.rows - m < 2 * kSide ? p.rows - m : 2 * kSide;
-    const bool high = rows > kSide, fetches = m == 0;
-    if (rows < 2 * kSide) unit.shape(high ? kSide : rows, high ? rows - kSide : kSide);
-    if (high && wide)
-      MatrixSquare<2, 2, Out>::multiply(p, m, rows, 0, last, fetches);
-    else if (high)
-      MatrixSquare<2, 1, Out>::multiply(p, m, rows, 0, last, fetches);
-    else if (wide)
-      MatrixSquare<1, 2, Out>::multiply(p, m, rows, 0, last, fetches);
+  for (int64_t m = 0; m < p.rows; m += kAtOnce) {
+    const int64_t rows = p.rows - m < kAtOnce ? p.rows - m : kAtOnce;
+    const bool high = rows > kSide;
+    if (rows < kAtOnce) unit.shape(high ? kSide : rows, high ? rows - kSide : kSide);
+    if (high)
+      MatrixSquare<2, kWide, Out>::multiply(p, m, rows, last, m == 0);
     else
-      MatrixSquare<1, 1, Out>::multiply(p, m, rows, 0, last, fetches);
+      MatrixSquare<1, kWide, Out>::multiply(p, m, rows, last, m == 0);
+    const bool as_it_is = sizeof(Out) == sizeof(float) && p.bias == nullptr;
+    float* const now = sums[m / kAtOnce % 2];
+    if (!as_it_is && m > 0) finish<kWide>(p, m - kAtOnce, kAtOnce, sums[(m / kAtOnce + 1) % 2]);
+    float* const to = as_it_is ? reinterpret_cast<float*>(p.c + m * p.c_row) : now;
+    const int64_t to_row = as_it_is ? p.c_row : kPanel;
+    if (high)
+      MatrixSquare<2, kWide, Out>::store(to, to_row);
+    else
+      MatrixSquare<1, kWide, Out>::store(to, to_row);
+    if (!as_it_is && m + kAtOnce >= p.rows) finish<kWide>(p, m, rows, now);
   }
+}
+
+template <class Out>
+inline void multiply(const PairProduct<Out>& p) {
+  if (p.columns > kMatrixRows)
+    multiply_columns<2>(p);
+  else
+    multiply_columns<1>(p);
 }
 #else
 // sum + a pair of `a` times the pairs of `b`.
