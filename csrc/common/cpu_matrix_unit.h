@@ -13,29 +13,39 @@ namespace CLIPWEATHER_ISA {
 
 inline constexpr int64_t kMatrixRows = 16;
 
-// While it lives, this thread's registers have their shapes: 0 and 1 (sums) and 4 have `high` rows,
-// 2 and 3 (sums) and 5 have `low` rows, 6 and 7 are whole. Registers belong to the thread, and
-// others use the unit too, so nothing may be left in them.
+// Rows of a register and their bytes; none: it is not used.
+struct MatrixShape {
+  int64_t rows = 0, bytes = 0;
+};
+
+// While it lives, this thread's registers have their shapes, which clear what they hold. Registers
+// belong to the thread, and others use the unit too, so nothing may be left in them.
 class MatrixUnit {
  public:
   MatrixUnit() { shape(kMatrixRows, kMatrixRows); }
+  explicit MatrixUnit(const MatrixShape (&shapes)[8]) { shape(shapes); }
   ~MatrixUnit() { asm volatile("tilerelease"); }
   MatrixUnit(const MatrixUnit&) = delete;
   MatrixUnit& operator=(const MatrixUnit&) = delete;
 
-  void shape(int64_t high, int64_t low) {
-    constexpr bool kLow[8] = {false, false, true, true, false, true, false, false};
+  void shape(const MatrixShape (&shapes)[8]) {
     struct alignas(64) {
       uint8_t palette, start_row, reserved[14];
       uint16_t row_bytes[16];
       uint8_t rows[16];
-    } shapes = {};
-    shapes.palette = 1;
+    } all = {};
+    all.palette = 1;
     for (int i = 0; i < 8; ++i) {
-      shapes.row_bytes[i] = 64;
-      shapes.rows[i] = static_cast<uint8_t>(i >= 6 ? kMatrixRows : kLow[i] ? low : high);
+      all.row_bytes[i] = static_cast<uint16_t>(shapes[i].bytes);
+      all.rows[i] = static_cast<uint8_t>(shapes[i].rows);
     }
-    asm volatile("ldtilecfg %0" : : "m"(shapes));
+    asm volatile("ldtilecfg %0" : : "m"(all));
+  }
+  // All 64 bytes wide: 0 and 1 (sums) and 4 have `high` rows, 2 and 3 (sums) and 5 have `low` ones,
+  // 6 and 7 are whole.
+  void shape(int64_t high, int64_t low) {
+    shape(
+        {{high, 64}, {high, 64}, {low, 64}, {low, 64}, {high, 64}, {low, 64}, {16, 64}, {16, 64}});
   }
 };
 

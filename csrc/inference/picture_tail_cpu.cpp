@@ -4,6 +4,7 @@
 // columns around it that the layers look at anew. Bound by the multipliers.
 #include "common/cpu_buffer.h"
 #include "common/cpu_threads.h"
+#include "inference/cpu_matrix_tail.h"
 #include "inference/cpu_planes.h"
 #include "inference/picture_tail.h"
 
@@ -367,26 +368,51 @@ class Flow {
   Ring input_, features_, hidden_, detailed_;
 };
 
+// flow(thread, n, top, bottom, left, right) for every task.
+template <class Flow>
+void in_tasks(const PictureTailArgs& args, int threads, const Flow& flow) {
+  const int64_t bands = ceil_div(args.rows, kBand), strips = ceil_div(args.columns, kStrip);
+  parallel_tasks(args.n * bands * strips, threads, [&](int64_t task, int thread) {
+    const int64_t strip = task % strips, band = task / strips % bands, n = task / strips / bands;
+    const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+    flow(thread, n, band * kBand, least((band + 1) * kBand, args.rows), strip * kStrip,
+         least((strip + 1) * kStrip, args.columns));
+  });
+}
+
 template <class Channels, class T>
 void run(const PictureTailArgs& args) {
   const Layers<Channels> layers(args);
   const int threads = args.threads > 0 ? args.threads : 1;
   const int64_t room = padded_count(Flow<Channels, T>::memory(args), 16);
   Buffer<float> memory(threads * room);
-  const int64_t bands = ceil_div(args.rows, kBand), strips = ceil_div(args.columns, kStrip);
-  parallel_tasks(args.n * bands * strips, threads, [&](int64_t task, int thread) {
-    const int64_t strip = task % strips, band = task / strips % bands, n = task / strips / bands;
-    const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
-    Flow<Channels, T>(args, layers, memory.get() + thread * room, n, band * kBand,
-                      least((band + 1) * kBand, args.rows), strip * kStrip,
-                      least((strip + 1) * kStrip, args.columns));
-  });
+  in_tasks(args, threads,
+           [&](int thread, int64_t n, int64_t top, int64_t bottom, int64_t left, int64_t right) {
+             Flow<Channels, T>(args, layers, memory.get() + thread * room, n, top, bottom, left,
+                               right);
+           });
 }
+
+#if defined(__AMX_BF16__)
+void run_by_matrix_unit(const PictureTailArgs& args) {
+  const MatrixLayers layers(args);
+  const int threads = args.threads > 0 ? args.threads : 1;
+  const int64_t room = padded_count(MatrixFlow::memory(kStrip), 32);
+  Buffer<bfloat16_t> memory(threads * room);
+  in_tasks(args, threads,
+           [&](int thread, int64_t n, int64_t top, int64_t bottom, int64_t left, int64_t right) {
+             MatrixFlow(args, layers, memory.get() + thread * room, n, top, bottom, left, right);
+           });
+}
+#endif
 
 }  // namespace
 
 void picture_tail(const PictureTailArgs& args) {
   if (args.x_type != DType::kBFloat16) return run<OneChannel, float>(args);
+#if defined(__AMX_BF16__)
+  if (matrix_tail_suits(args)) return run_by_matrix_unit(args);
+#endif
 #if defined(CLIPWEATHER_PAIRS)
   if (args.c % 2 == 0 && args.d % 2 == 0) return run<TwoChannels, bfloat16_t>(args);
 #endif

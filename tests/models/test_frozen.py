@@ -302,6 +302,30 @@ def test_the_tail_over_the_borders_of_its_tasks(channels: tuple[int, int], detai
         assert largest_error(tail(features.to(dtype), picture), expected) < tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_what_breaks_the_tail_breaks_no_more_than_it_must(dtype: torch.dtype) -> None:
+    """A gated one; broken pixels inside, in corners and where tasks meet."""
+    torch.manual_seed(0)
+    up, branch, last = Up(16, 8), Detail(8, 16), Conv(8, 4)
+    tail = FrozenTail(up, branch, last, adds_picture=True)
+    picture = torch.rand(1, 3, 140, 270).contiguous(memory_format=torch.channels_last) * 2 - 1
+    features = torch.randn(1, 16, 70, 135).to(dtype)
+
+    def expected() -> Tensor:
+        y = torch.tanh(last(branch(up(features.float()), picture)))
+        return y[:, :3] + (1 - y[:, 3:]) * (picture + 1) / 2
+
+    tolerance = 2e-6 if dtype == torch.float32 else 0.03
+    assert largest_error(tail(features, picture), expected()) < tolerance
+    for row, column in ((0, 0), (31, 20), (63, 127), (69, 134)):
+        features[0, 3, row, column] = torch.nan
+    picture[0, 1, 90, 60] = torch.nan
+    got, truth = tail(features, picture), expected()
+    assert torch.equal(got.isnan(), truth.isnan())
+    assert largest_error(got.nan_to_num(), truth.nan_to_num()) < tolerance
+
+
 @torch.no_grad()
 def test_the_tail_shows_weights_that_broke_behind_its_relu() -> None:
     torch.manual_seed(0)
