@@ -132,6 +132,5 @@ def attended(q: Tensor, kv: Tensor, scale: float | None = None) -> Tensor:
     n, length, heads, d = q.shape
     k, v = kv[:, :, :heads], kv[:, :, heads:]
     out = torch.empty(q.shape, dtype=q.dtype)
-    sums = torch.empty((n, heads, length), dtype=torch.float32)
-    native_cpu.forward(q, k, v, d**-0.5 if scale is None else scale, out, sums)
+    native_cpu.forward(q, k, v, d**-0.5 if scale is None else scale, out, None)
     return out.view(n, length, heads * d)

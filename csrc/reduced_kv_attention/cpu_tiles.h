@@ -379,9 +379,9 @@ CLIPWEATHER_INLINE A horizontal_maximum(Vector<A> high) {
   return values[0];
 }
 
-// Maximum of a row of whole vectors; a NaN does not win.
+// Of every lane, in a row of whole vectors; a NaN does not win.
 template <class A>
-CLIPWEATHER_INLINE A row_maximum(const A* row, int64_t vectors) {
+CLIPWEATHER_INLINE Vector<A> lane_maxima(const A* row, int64_t vectors) {
   constexpr int64_t lanes = kLanes<A>;
   constexpr int64_t kChains = 4;  // each waits for its own last maximum only
   Vector<A> high[kChains];
@@ -391,7 +391,41 @@ CLIPWEATHER_INLINE A row_maximum(const A* row, int64_t vectors) {
 #pragma GCC unroll 4
     for (int64_t i = 0; i < kChains; ++i) high[i] = max(load(row + (v + i) * lanes), high[i]);
   for (; v < vectors; ++v) high[0] = max(load(row + v * lanes), high[0]);
-  return horizontal_maximum<A>(max(max(high[0], high[1]), max(high[2], high[3])));
+  return max(max(high[0], high[1]), max(high[2], high[3]));
+}
+template <class A>
+CLIPWEATHER_INLINE A row_maximum(const A* row, int64_t vectors) {
+  return horizontal_maximum<A>(lane_maxima(row, vectors));
+}
+
+// Lane r becomes what `combine` makes of all lanes of rows[r]: as many vectors at once as one has
+// lanes, by halves of ever smaller size.
+template <class A, class Combine>
+CLIPWEATHER_INLINE Vector<A> across(Vector<A> (&rows)[kLanes<A>], const Combine& combine) {
+  constexpr int kCount = kLanes<A>;
+#pragma GCC unroll 4
+  for (int half = kCount / 2; half >= 1; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      const Vector<A> a = rows[i], b = rows[i + half];
+      Vector<A> own, other;
+#if defined(__clang__)
+      for (int lane = 0; lane < kCount; ++lane) {
+        own[lane] = lane & half ? b[lane] : a[lane];
+        other[lane] = lane & half ? b[lane ^ half] : a[lane ^ half];
+      }
+#else
+      decltype(a < b) first{}, second{};
+      for (int lane = 0; lane < kCount; ++lane) {
+        first[lane] = lane & half ? kCount + lane : lane;
+        second[lane] = (lane & half ? kCount : 0) + (lane ^ half);
+      }
+      own = __builtin_shuffle(a, b, first);
+      other = __builtin_shuffle(a, b, second);
+#endif
+      rows[i] = combine(own, other);
+    }
+  return rows[0];
 }
 
 // ---- exponential --------------------------------------------------------------------------------

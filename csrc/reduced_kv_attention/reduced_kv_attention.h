@@ -25,7 +25,7 @@ struct AttentionSizes {
 // The CPU kernels' tiling, which the size of their workspace follows from.
 inline constexpr int64_t kAttentionRows = 32;          // most queries of a forward tile
 inline constexpr int64_t kAttentionChunk = 384;        // queries of a forward task
-inline constexpr int64_t kAttentionKeyBlock = 256;     // keys packed at a time
+inline constexpr int64_t kAttentionKeyBlock = 384;     // keys packed at a time
 inline constexpr int64_t kAttentionBackwardRows = 24;  // queries of a backward tile
 
 // Keys packed at a time by the backward pass: three operands and two sums of them share L2.
@@ -73,7 +73,7 @@ struct AttentionForwardArgs {
   const void* k;            // (N, Lk, heads, d) T
   const void* v;            // (N, Lk, heads, d) T
   void* out;                // (N, Lq, heads, d) T, dense
-  void* lse;                // (N, heads, Lq) A, dense: log sum_j exp(scale * q . k_j)
+  void* lse;                // (N, heads, Lq) A, dense: log sum_j exp(scale * q . k_j); or null
   void* workspace;          // attention_workspace(size) bytes for each thread, 64-byte aligned
   int64_t workspace_bytes;  // of one thread
   AttentionSizes size;

@@ -14,7 +14,6 @@ namespace CLIPWEATHER_ISA {
 namespace {
 
 constexpr int64_t kChunk = kAttentionChunk;        // packing K and V is paid once for these queries
-constexpr int64_t kKeyBlock = kAttentionKeyBlock;  // packed K and V fit L2 up to d = 256
 constexpr int64_t kSkew = 16;  // keeps the rows of S out of one another's cache sets
 
 // What multiplies elements of storage type T in the forward pass.
@@ -37,6 +36,8 @@ struct Forward {
   static constexpr bool kFindsHighest = M::kRows == kRowGroup;
   // S (kRows, kKeyBlock) of a tile fits L1.
   static constexpr int64_t kRows = kFindsHighest ? kAttentionRows / 4 * 3 : kAttentionRows;
+  // Packed K and V fit L2 up to d = 256.
+  static constexpr int64_t kKeyBlock = kFindsHighest ? 256 : kAttentionKeyBlock;
   static constexpr A kInfinity = static_cast<A>(__builtin_inf());
 
   const AttentionForwardArgs& args;
@@ -76,7 +77,7 @@ struct Forward {
     sums = take<A>(workspace, (blocks > 1 ? kChunk : kRows) * d_padded);
     row_max = take<A>(workspace, kChunk);
     row_sum = take<A>(workspace, kChunk);
-    row_keep = take<A>(workspace, kRows);
+    row_keep = take<A>(workspace, kAttentionRows);
     row_highest = take<A>(workspace, kRows * kLane);
   }
 
@@ -115,17 +116,10 @@ struct Forward {
     multiply<M>({query_rows, d_units, 1}, key_panels, M::steps(size.d), rows, vectors,
                 {scores, stride, Into::kSet, before, row_keep, whole ? row_highest : nullptr});
     A* const o = sums + (blocks > 1 ? slot * d_vectors * kLane : 0);
-    // All maxima before the first exponential: one by one, each row would wait for its own.
-    A high[kRows];
-    for (int64_t r = 0; r < rows; ++r) {
-      A* const s = scores + r * stride;
-      for (int64_t j = keys; j < vectors * kLane; ++j) s[j] = -kInfinity;
-      high[r] =
-          whole ? horizontal_maximum<A>(load(row_highest + r * kLane)) : row_maximum(s, vectors);
-    }
     for (int64_t r = 0; r < rows; ++r)
-      softmax_row(scores + r * stride, vectors, high[r], first, row_max[slot + r],
-                  row_sum[slot + r], row_keep[r]);
+      for (int64_t j = keys; j < vectors * kLane; ++j) scores[r * stride + j] = -kInfinity;
+    for (int64_t r = 0; r < rows; r += kLane)
+      softmax_rows(r, smaller(kLane, rows - r), vectors, whole, first, slot + r);
     const Left<M> weights{reinterpret_cast<const Unit*>(scores),
                           stride * static_cast<int64_t>(sizeof(A) / sizeof(Unit)), 1};
     multiply<M>(weights, value_panels, M::steps(keys), rows, d_vectors,
@@ -133,22 +127,47 @@ struct Forward {
     if (last) finish(n, head, row, rows, slot, o);
   }
 
-  // s becomes 2^(factor (s - max)), in place, as the units PV multiplies; `high` is the largest of
-  // s, `keep` is what the sums so far are worth now.
-  CLIPWEATHER_INLINE void softmax_row(A* s, int64_t vectors, A high, bool first, A& row_max,
-                                      A& row_sum, A& keep) const {
-    const A old = row_max;
-    const A now = first || high > old ? high : old;
-    // A row without a finite score yet has no maximum to subtract: its weights are zero, not NaN.
-    const A shift = now == -kInfinity ? A{0} : now;
-    const A added = weigh_row(s, vectors, shift);
-    keep = first ? A{0} : exp2_nonpositive<M>(broadcast<A>((old - shift) * factor))[0];
-    row_sum = first ? added : row_sum * keep + added;
-    row_max = now;
+  // Scores of up to a vector's number of rows become 2^(factor (s - max)), in place, as the units
+  // PV multiplies; row_keep is what the sums so far are worth now. A row by itself would wait for
+  // its own maximum, sum and exponential, so each of them is formed of all rows at once.
+  CLIPWEATHER_INLINE void softmax_rows(int64_t row, int64_t rows, int64_t vectors, bool found,
+                                       bool first, int64_t slot) {
+    const int64_t stride = block_keys + kSkew;
+    A* const s = scores + row * stride;
+    Vector<A> each[kLane];
+    for (int64_t r = 0; r < kLane; ++r) {
+      each[r] = -kInfinity - Vector<A>{};
+      if (r < rows)
+        each[r] =
+            found ? load(row_highest + (row + r) * kLane) : lane_maxima(s + r * stride, vectors);
+    }
+    Vector<A> now = across<A>(each, [](Vector<A> a, Vector<A> b) { return max(b, a); });
+    Vector<A> keep = {};
+    alignas(64) A shifts[kLane];
+    if (first) {
+      store(shifts, finite(now));
+    } else {
+      const Vector<A> old = load_first(row_max + slot, rows);
+      now = max(now, old);
+      store(shifts, finite(now));
+      keep = exp2_nonpositive<M>((old - finite(now)) * factor);
+    }
+    for (int64_t r = 0; r < kLane; ++r)
+      each[r] = r < rows ? weigh_row(s + r * stride, vectors, shifts[r]) : Vector<A>{};
+    const Vector<A> added = across<A>(each, [](Vector<A> a, Vector<A> b) { return a + b; });
+    const Vector<A> before_now = first ? Vector<A>{} : load_first(row_sum + slot, rows) * keep;
+    store_first(row_sum + slot, before_now + added, rows);
+    store_first(row_max + slot, now, rows);
+    store(row_keep + row, keep);
   }
 
-  // Their sum. bf16 weights overwrite scores already read: half as wide, from the row's start.
-  CLIPWEATHER_INLINE A weigh_row(A* s, int64_t vectors, A shift) const {
+  // A row without a finite score yet has no maximum to subtract: its weights are zero, not NaN.
+  static CLIPWEATHER_INLINE Vector<A> finite(Vector<A> high) {
+    return select(high == -kInfinity - Vector<A>{}, Vector<A>{}, high);
+  }
+
+  // Lanes' sums. bf16 weights overwrite scores already read: half as wide, from the row's start.
+  CLIPWEATHER_INLINE Vector<A> weigh_row(A* s, int64_t vectors, A shift) const {
     Vector<A> sum[2] = {};
     int64_t v = 0;
     const auto next = [&](int64_t i) {
@@ -169,17 +188,20 @@ struct Forward {
     } else {
       for (; v < vectors; ++v) store(s + v * kLane, next(0));
     }
-    return horizontal_sum<A>(sum[0] + sum[1]);
+    return sum[0] + sum[1];
   }
 
   void finish(int64_t n, int64_t head, int64_t row, int64_t rows, int64_t slot, const A* o) {
-    A* const lse = static_cast<A*>(args.lse) + (n * size.heads + head) * size.queries + row;
+    A* lse = static_cast<A*>(args.lse);
+    if (lse != nullptr) lse += (n * size.heads + head) * size.queries + row;
     for (int64_t r = 0; r < rows; ++r, o += d_vectors * kLane) {
       const A inverse = A{1} / row_sum[slot + r];
-      // Fused, so that the product's rounding is not in what the backward pass takes exponents of.
-      const double log2_sum =
-          __builtin_fma(row_max[slot + r], factor, __builtin_log2(row_sum[slot + r]));
-      lse[r] = static_cast<A>(log2_sum * 0.69314718055994530942);
+      if (lse != nullptr) {
+        // Fused, so that its rounding is not in what the backward pass takes exponents of.
+        const double log2_sum =
+            __builtin_fma(row_max[slot + r], factor, __builtin_log2(row_sum[slot + r]));
+        lse[r] = static_cast<A>(log2_sum * 0.69314718055994530942);
+      }
       T* const out =
           static_cast<T*>(args.out) + ((n * size.queries + row + r) * size.heads + head) * size.d;
       int64_t c = 0;

@@ -19,8 +19,8 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor) -> None:
-    """Fills ``out`` (N, Lq, heads, d) and ``lse`` (N, heads, Lq)."""
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor | None) -> None:
+    """Fills ``out`` (N, Lq, heads, d) and ``lse`` (N, heads, Lq), which only gradients need."""
     core, code, threads = _native.core(), _native.DTYPE_CODES[q.dtype], torch.get_num_threads()
     lengths = _lengths(q, k)
     per_thread = _aligned(core.reduced_kv_attention_workspace_cpu(lengths, code)[0])
