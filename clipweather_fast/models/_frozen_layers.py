@@ -23,7 +23,8 @@ class FrozenLinear:
 
     Against PyTorch's own call, which packs the weight anew each time, oneDNN's is 1.05 to 1.25
     times as fast in float32 and bfloat16 alike. Ours is as fast as that over many rows, or a little
-    faster, and up to 1.8 times over few, which leave oneDNN waiting for the weight.
+    faster, and up to 1.8 times over few, which leave oneDNN waiting for the weight. With a matrix
+    unit oneDNN's is up to 1.3 times as fast over thousands of rows of 128 channels and more.
 
     Args:
         weight: (out, in).

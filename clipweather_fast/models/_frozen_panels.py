@@ -34,9 +34,9 @@ def matrix_unit() -> bool:
 def pairs_pay() -> bool:
     """Whether this processor multiplies pairs of bfloat16 faster than float32: by AMD's instruction
     or by a matrix unit, but not by the instruction of processors that have both."""
-    amd = not getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
+    slow = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
     isa = _native.CPU_ISAS[_native.core().cpu_isa]
-    return matrix_unit() or (isa == "avx512_bf16" and amd)
+    return matrix_unit() or (isa == "avx512_bf16" and not slow)
 
 
 def in_panels(matrix: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class PanelLinear:
 
     @staticmethod
     def suits(weight: Tensor) -> bool:
-        """Whether it takes the weight, and was measured to be faster than oneDNN's product."""
+        """Whether it takes the weight, and networks were measured to be faster than by oneDNN's."""
         n, k = weight.shape
         bfloat16 = weight.dtype == torch.bfloat16 and k % 2 == 0 and pairs_pay()
         return n % PART == 0 and (weight.dtype == torch.float32 or bfloat16)

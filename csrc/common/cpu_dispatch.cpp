@@ -28,8 +28,9 @@ bool amx_granted() {
 bool amx_granted() { return false; }
 #endif
 
+// `amx`: whether that may be asked for, which lasts as long as the process.
 #if defined(CLIPWEATHER_X86)
-Isa best_isa() {
+Isa best_isa(bool amx) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
@@ -38,22 +39,22 @@ Isa best_isa() {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!avx512) return Isa::kAvx2;
   if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
-  return amx_granted() ? Isa::kAmx : Isa::kAvx512Bf16;
+  return amx && amx_granted() ? Isa::kAmx : Isa::kAvx512Bf16;
 }
 #else
-Isa best_isa() { return Isa::kBaseline; }
+Isa best_isa(bool) { return Isa::kBaseline; }
 #endif
 
 Isa chosen_isa() {
-  const Isa best = best_isa();
   const char* forced = std::getenv("CLIPWEATHER_CPU_ISA");
-  if (forced == nullptr || *forced == '\0') return best;
+  if (forced == nullptr || *forced == '\0') return best_isa(true);
   static const char* const kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
   for (int i = 0; i < 5; ++i) {
     if (std::strcmp(forced, kNames[i]) != 0) continue;
+    const Isa best = best_isa(i == static_cast<int>(Isa::kAmx));
     if (i > static_cast<int>(best))
       throw std::runtime_error(std::string("CLIPWEATHER_CPU_ISA=") + forced +
-                               " was asked for, but this processor or build goes up to " +
+                               " was asked for, but this processor, build or system goes up to " +
                                kNames[static_cast<int>(best)]);
     return static_cast<Isa>(i);
   }

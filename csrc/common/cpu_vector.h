@@ -14,8 +14,8 @@
 #include <immintrin.h>
 #endif
 
-// Whether pairs of bfloat16 are multiplied faster than float32: by AMD's processors at twice the
-// rate, by Intel's, of which those with the instruction have a matrix unit too, at half of it.
+// Whether pairs of bfloat16 are multiplied faster than float32: AMD's processors have twice the
+// rate, Intel's with a matrix unit half of it.
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 #define CLIPWEATHER_PAIRS 1
 #endif

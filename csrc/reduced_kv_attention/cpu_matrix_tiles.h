@@ -62,7 +62,7 @@ CLIPWEATHER_INLINE void multiply_square(const Left<MatrixPairs>& left, const uin
 }
 
 // As multiply of cpu_tiles.h: a row's units of `left` lie one after the other, and the factor is 1
-// where products are added.
+// where products are added. It finds no maxima.
 template <>
 inline void multiply<MatrixPairs>(const Left<MatrixPairs>& left, const uint32_t* packed,
                                   int64_t steps, int64_t rows, int64_t vectors,

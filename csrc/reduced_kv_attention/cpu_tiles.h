@@ -4,7 +4,7 @@
 // A packed operand is [panel][step][vectors of the panel][lanes]: one step of the inner product
 // reads a panel's vectors contiguously. `M` says how a step multiplies: Plain (one fp32 or fp64
 // product) or Pairs (two bf16 products by vdpbf16ps, so its unit is a pair of neighbouring
-// elements).
+// elements). cpu_matrix_tiles.h has a third.
 #pragma once
 
 #include <type_traits>
@@ -337,7 +337,7 @@ CLIPWEATHER_INLINE void multiply_width(bool half, const Left<M>& left,
 }
 
 // result (rows, vectors * lanes) from left (rows, steps) and the packed operand. Rows are computed
-// in whole groups: left and result must have room for round_up(rows, kRowGroup). Where half of the
+// in whole groups: left and result must have room for round_up(rows, M::kRows). Where half of the
 // last vector is all that `columns` need, its other half may be left as it is, and `highest` does
 // not see it; 0: all are needed.
 template <class M>
@@ -379,7 +379,7 @@ CLIPWEATHER_INLINE A horizontal_maximum(Vector<A> high) {
   return values[0];
 }
 
-// Of every lane, in a row of whole vectors; a NaN does not win.
+// Of every lane, in a row of whole vectors; a NaN behind the first vector does not win.
 template <class A>
 CLIPWEATHER_INLINE Vector<A> lane_maxima(const A* row, int64_t vectors) {
   constexpr int64_t lanes = kLanes<A>;

@@ -4,7 +4,7 @@
 // they lie in L1, O += P V. Beyond kKeyBlock keys the next block rescales the rows' sums (online
 // softmax), so memory is bounded whatever the key count. Bound by FMA issue: packing costs 1-2 %
 // and the exponential about 10 % of 4096 x 256 at d = 64. With a matrix unit the exponential is
-// most of what is left.
+// most of what is left; it leaves the maxima to a pass over the scores.
 #include "common/cpu_threads.h"
 #include "reduced_kv_attention/cpu_matrix_tiles.h"
 #include "reduced_kv_attention/cpu_tiles.h"
@@ -14,8 +14,8 @@ namespace clipweather {
 namespace CLIPWEATHER_ISA {
 namespace {
 
-constexpr int64_t kChunk = kAttentionChunk;        // packing K and V is paid once for these queries
-constexpr int64_t kSkew = 16;  // keeps the rows of S out of one another's cache sets
+constexpr int64_t kChunk = kAttentionChunk;  // packing K and V is paid once for these queries
+constexpr int64_t kSkew = 16;                // keeps the rows of S out of one another's cache sets
 
 // What multiplies elements of storage type T in the forward pass.
 template <class T>
@@ -35,7 +35,7 @@ struct Forward {
   static constexpr int64_t kLane = kLanes<A>;
   // Whether the products find the rows' maxima.
   static constexpr bool kFindsHighest = M::kRows == kRowGroup;
-  // S (kRows, kKeyBlock) of a tile fits L1.
+  // S (kRows, kKeyBlock) of a tile fits L1, or the matrix unit's nearly.
   static constexpr int64_t kRows = kFindsHighest ? kAttentionRows / 4 * 3 : kAttentionRows;
   // Packed K and V fit L2 up to d = 256.
   static constexpr int64_t kKeyBlock = kFindsHighest ? 256 : kAttentionKeyBlock;
@@ -182,7 +182,10 @@ struct Forward {
         const Vector<A> low = next(0), high = next(1);
         M::store_two(reinterpret_cast<T*>(s) + v * kLane, low, high);
       }
-      if (v < vectors) store(reinterpret_cast<T*>(s) + v++ * kLane, next(0));
+      if (v < vectors) {
+        const Vector<A> p = next(0);
+        store(reinterpret_cast<T*>(s) + v++ * kLane, p);
+      }
       // What the values' zeros are multiplied with must be finite.
       for (; v * kLane < M::steps(vectors * kLane) * M::kDepth; ++v)
         store(reinterpret_cast<T*>(s) + v * kLane, Vector<A>{});

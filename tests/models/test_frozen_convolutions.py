@@ -31,7 +31,7 @@ needs_bfloat16 = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def as_without_a_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_where_pairs_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every processor tests what is only faster on some."""
     monkeypatch.setattr(_frozen_convolution, "pairs_pay", lambda: True)
 
@@ -170,9 +170,10 @@ def test_many_tiles_in_bfloat16() -> None:
     assert set(conv.layer.forms.made) == {"oneDNN" if matrix_unit() else 2}
 
 
-def test_bits_are_those_of_one_thread() -> None:
-    conv = FrozenConv(layer(nn.Conv2d, 16, 16, 3, 1, 1), torch.float32)
-    threads, images = torch.get_num_threads(), [image(1, 16, side, 50) for side in (20, 120)]
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(BFLOAT16, marks=needs_bfloat16)])
+def test_bits_are_those_of_one_thread(dtype: torch.dtype) -> None:
+    conv, threads = FrozenConv(layer(nn.Conv2d, 32, 16, 3, 1, 1), dtype), torch.get_num_threads()
+    images = [image(1, 32, rows, columns, dtype=dtype) for rows, columns in ((12, 20), (120, 50))]
     try:
         torch.set_num_threads(1)
         expected = [conv(x) for x in images]
@@ -197,6 +198,11 @@ tests.test_strided_winograd(17, 33, 1, 5, 6, True)
 tests.test_transposed_winograd(33, 20, 1, 4, 4, True)
 tests.test_residuals_by_winograd(20, 1, 5, 7, 2)
 tests.test_residuals_by_winograd(33, 1, 64, 61, 4)
+if tests._frozen._why_not(tests.BFLOAT16) is None:
+    tests._frozen_convolution.pairs_pay = lambda: True
+    tests.test_bfloat16_by_winograd(66, 2)
+import test_frozen
+test_frozen.test_what_breaks_the_tail_breaks_no_more_than_it_must(tests.BFLOAT16)
 import test_frozen_linear
 test_frozen_linear.test_own_product((1, 13, 1300), 80, True)
 test_frozen_linear.test_own_product_of_pairs((1, 13, 1300), 80, True)

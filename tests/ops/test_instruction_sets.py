@@ -27,7 +27,7 @@ def why_not(isa: str) -> str | None:
         assert CPU_ISAS[int(done.stdout)] == isa, "the variable was not obeyed"
         return None
     reason = done.stderr.strip().splitlines()[-1]
-    assert "was asked for, but this processor or build goes up to" in reason, done.stderr
+    assert "was asked for, but this processor, build or system goes up to" in reason, done.stderr
     return reason
 
 
@@ -38,6 +38,33 @@ def test_battery(isa: str) -> None:
         pytest.skip(reason)
     written = run_battery("cpu", CLIPWEATHER_CPU_ISA=isa)
     assert f"CPU kernels: {isa}," in written
+
+
+IN_A_CHILD = """
+import ctypes
+from clipweather_fast import _C
+granted, get_permissions, arch_prctl = ctypes.c_uint64(), 0x1022, 158
+if ctypes.CDLL(None).syscall(arch_prctl, get_permissions, ctypes.byref(granted)):
+    granted.value = 0
+print(granted.value >> 18 & 1)
+"""
+
+
+def test_the_matrix_unit_is_asked_for_where_it_is_used_and_nowhere_else() -> None:
+    """Linux gives it to a process for good, and signal stacks must be larger then."""
+    if sys.platform != "linux" or why_not("avx2"):
+        pytest.skip("Linux on x86 has such permissions")
+    for isa in ("avx2", "amx"):
+        if why_not(isa):
+            continue
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_CHILD],
+            env=environment(CLIPWEATHER_CPU_ISA=isa),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert int(done.stdout) == (isa == "amx")
 
 
 def test_unknown_instruction_set_stops_the_import() -> None:

@@ -17,6 +17,7 @@ from call import LAYOUTS, output_gradients, results
 from clipweather_fast import explain, ops, use_backend
 from clipweather_fast.ops import _native, _triton
 from clipweather_fast.ops._native import CPU_ISAS, core, why_not_loaded
+from clipweather_fast.ops.reduced_kv_attention import native_cpu
 from op_tests import OpTests
 
 HEAD_DIMS = (1, 3, 64, 80, 160, 256)
@@ -299,6 +300,18 @@ def test_key_blocks_agree_on_weights(dtype: torch.dtype) -> None:
     out = ops.reduced_kv_attention(q, k, v, scale=1.0, backend="cpu").float()
     expected = torch.full_like(out, torch.tensor(1.0).sigmoid().item())
     torch.testing.assert_close(out, expected, rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_without_a_log_sum_exp_the_bits_are_the_same(dtype: torch.dtype) -> None:
+    if why_not_loaded() is not None:
+        pytest.skip(str(why_not_loaded()))
+    q, k, v = (torch.randn(2, length, 3, 20).to(dtype) for length in (70, 401, 401))
+    with_it, without = torch.empty_like(q), torch.full_like(q, torch.nan)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    native_cpu.forward(q, k, v, 0.3, with_it, torch.empty(2, 3, 70, dtype=wide))
+    native_cpu.forward(q, k, v, 0.3, without, None)
+    assert torch.equal(with_it, without)
 
 
 @pytest.mark.parametrize("isa", CPU_ISAS)
