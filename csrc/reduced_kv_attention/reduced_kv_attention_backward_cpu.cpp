@@ -6,6 +6,7 @@
 // of dK and dV that a second pass adds in the order of the runs, so the bits do not depend on the
 // threads.
 #include "common/cpu_threads.h"
+#include "reduced_kv_attention/cpu_softmax.h"
 #include "reduced_kv_attention/cpu_tiles.h"
 #include "reduced_kv_attention/reduced_kv_attention.h"
 

@@ -7,6 +7,7 @@
 // most of what is left; it leaves the maxima to a pass over the scores.
 #include "common/cpu_threads.h"
 #include "reduced_kv_attention/cpu_matrix_tiles.h"
+#include "reduced_kv_attention/cpu_softmax.h"
 #include "reduced_kv_attention/cpu_tiles.h"
 #include "reduced_kv_attention/reduced_kv_attention.h"
 
