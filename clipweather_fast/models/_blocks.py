@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from clipweather_fast.modules import SARFFN, ConvMlp
 from clipweather_fast.modules._construction import initialise
 from clipweather_fast.modules._convolution import convolved
-from clipweather_fast.modules._tokens import as_tokens
+from clipweather_fast.modules._joint import joined_rims
+from clipweather_fast.modules._tokens import as_image, as_tokens
 
 __all__ = ["Block", "DropPath", "FeedForward", "PatchEmbed", "drop_path_rates", "layer_norm"]
 
@@ -61,6 +62,7 @@ class PatchEmbed(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, int, int]:
         """An image (N, C, H, W) to tokens (N, H'·W', dim) and H', W' = H, W over the stride."""
         image = convolved(image, self.proj)
+        joined_rims(self, image)
         return self.norm(as_tokens(image)), image.shape[2], image.shape[3]
 
 
@@ -104,4 +106,6 @@ class Block(nn.Module):
             y, residual = self.mlp(hidden, H, W, return_residual=True)
             residuals.append(residual)
         branch: Tensor = self.drop_path(y)
-        return x + branch
+        x = x + branch
+        joined_rims(self, as_image(x, H, W))
+        return x

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipweather_fast.modules._convolution import convolved
+from clipweather_fast.modules._joint import joined_rims
 
 __all__ = ["Conv", "ConvDecoder", "Detail"]
 
@@ -105,10 +106,16 @@ class ConvDecoder(nn.Module):
         """
         f1, f2, f3, f4 = stages
         x = _fitting(self.convd32x(deepest), f4) + f4
+        joined_rims(self, x)
         x = _fitting(self.convd16x(x), f3)
-        x = self.convd8x(self.dense_4(x) + f3)
-        x = self.convd4x(self.dense_3(x) + f2)
-        x = self.convd2x(self.dense_2(x) + f1)
+        for dense, skip, up in (
+            (self.dense_4, f3, self.convd8x),
+            (self.dense_3, f2, self.convd4x),
+            (self.dense_2, f1, self.convd2x),
+        ):
+            x = dense(x) + skip
+            joined_rims(dense, x)
+            x = up(x)
         y: Tensor = self.convd1x(self.dense_1(x))
         return y
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clipweather_fast.models._conv_decoder import Conv, ConvDecoder, Detail, Residual, Up
 from clipweather_fast.models._frozen_convolution import FrozenConv, FrozenUp
+from clipweather_fast.modules._joint import joined_rims
 from clipweather_fast.ops import _native
 
 __all__ = ["FrozenDecoder", "FrozenTail"]
@@ -99,9 +100,12 @@ class FrozenDecoder:
     def __call__(self, stages: list[Tensor], deepest: Tensor) -> Tensor:
         f1, f2, f3, f4 = stages
         x = _fitting(self.ups[0](deepest), f4).add_(f4)
+        joined_rims(self, x)
         x = _fitting(self.ups[1](x), f3)
         for dense, skip, up in zip(self.dense[:3], (f3, f2, f1), self.ups[2:], strict=True):
-            x = up(dense(x, skip))
+            x = dense(x, skip)
+            joined_rims(dense, x)
+            x = up(x)
         return self.dense[3](x)
 
 

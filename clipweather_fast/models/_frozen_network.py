@@ -29,7 +29,7 @@ from clipweather_fast.models.clip_weather import ClipWeather
 from clipweather_fast.models.network import RestorationNetwork
 from clipweather_fast.models.transweather import QueryAttention, QueryDecoder, TransWeather
 from clipweather_fast.modules import SARFFN, ConvMlp, EfficientAttention
-from clipweather_fast.modules._joint_keys import joined
+from clipweather_fast.modules._joint import joined_keys, joined_rims
 from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._buffers import dense_parameter
@@ -83,6 +83,7 @@ class FrozenEmbedding:
 
     def __call__(self, image: Tensor) -> tuple[Tensor, int, int]:
         image = self.proj(image)
+        joined_rims(self, image)
         tokens = as_tokens(image.contiguous(memory_format=torch.channels_last))
         return tokens, image.shape[2], image.shape[3]
 
@@ -113,7 +114,9 @@ class FrozenBlocks:
             self.attentions, self.mlps, self.norms, following, strict=True
         ):
             h = _normed(attention(h, H, W, *prior), x, norm2, self.dtype)
-            h = _normed(mlp(h, H, W), x, after, self.dtype, keep=after is not self.last)
+            goes_on = after is not self.last
+            h = _normed(mlp(h, H, W), x, after, self.dtype, keep=goes_on)
+            joined_rims(self, *(as_image(y, H, W) for y in ((x, h) if goes_on else (h,))))
         return h
 
 
@@ -190,7 +193,7 @@ class FrozenAttention:
         heads = self.attention.num_heads
         s = self.attention.sr_ratio
         # As in the module: a tile that waits for others' keys holds no queries.
-        kv = joined(self.attention, self.kv(self._reduced(h, H, W)), H // s, W // s)
+        kv = joined_keys(self.attention, self.kv(self._reduced(h, H, W)), H // s, W // s)
         q = by_heads(self.q(h), heads)
         return self.proj(attended(q, by_heads(kv, 2 * heads), self.attention.scale))
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
-from clipweather_fast.modules._joint_keys import joined
+from clipweather_fast.modules._joint import joined_keys
 from clipweather_fast.modules._tokens import by_heads, check, reduced
 
 __all__ = ["EfficientAttention"]
@@ -75,7 +75,7 @@ class EfficientAttention(nn.Module):
         check(type(self).__name__, x, H, W)
         s = self.sr_ratio
         # Before the queries: a tile that waits for others' keys holds none.
-        kv = joined(self, self.kv(self._reduced(x, H, W)), H // s, W // s)
+        kv = joined_keys(self, self.kv(self._reduced(x, H, W)), H // s, W // s)
         kv = by_heads(kv, 2 * self.num_heads)
         q = by_heads(self.q(x), self.num_heads)
         k, v = kv[:, :, : self.num_heads], kv[:, :, self.num_heads :]

@@ -307,7 +307,8 @@ class Engine:
     def _shared(self, joint: bool) -> int:
         """Pixels that neighbouring tiles share.
 
-        The convolutions of joined tiles should see as far as those of the whole picture.
+        Joined tiles give each other their rims: of the deepest grid that takes a place on either
+        side of the middle.
         """
         return self.overlap + self.step if joint else self.overlap
 

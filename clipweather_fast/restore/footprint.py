@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clipweather_fast.modules._joint_keys import joint_keys
+from clipweather_fast.modules._joint import in_step
 from clipweather_fast.ops._direct import observed, observer_rests
 
 __all__ = ["Call", "Growth", "Trace", "dry_trace", "fake_trace", "growth"]
@@ -37,7 +37,7 @@ class Trace:
         pixels: of the picture.
         sizes: bytes of each allocation.
         events: in order: i where allocation i is made, -1 - i where it is given back.
-        asked: numbers of events that had been when a layer asked for keys and values.
+        asked: numbers of events that had been when a layer asked other tiles for something.
         now, peak, paused: bytes alive: now, at most, at most where a layer asked.
     """
 
@@ -49,11 +49,15 @@ class Trace:
     peak: int = 0
     paused: int = 0
 
-    def joined(self, layer: object, tokens: Tensor, height: int, width: int) -> Tensor:
-        """See :class:`clipweather_fast.modules._joint_keys.JointKeys`: notes what waits there."""
+    def keys(self, layer: object, tokens: Tensor, height: int, width: int) -> Tensor:
+        """See :class:`clipweather_fast.modules._joint.Joint`: notes what waits there."""
+        self.rims(layer, ())
+        return tokens
+
+    def rims(self, layer: object, images: tuple[Tensor, ...]) -> None:
+        """See :class:`clipweather_fast.modules._joint.Joint`: notes what waits there."""
         self.asked.append(len(self.events))
         self.paused = max(self.paused, self.now)
-        return tokens
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Growth:
 
     Attributes:
         fixed, linear, square: upper bounds, each by itself.
-        paused: linear part of what is alive where a layer asks for keys.
+        paused: linear part of what is alive where a layer asks.
     """
 
     fixed: float
@@ -143,7 +147,7 @@ class _Recorder(TorchDispatchMode):
         shape = 1, 3, height, width
         layout = torch.channels_last
         image = torch.zeros(shape, device=device).contiguous(memory_format=layout)
-        with joint_keys(self.trace):
+        with in_step(self.trace):
             network(image)
         return self.trace
 

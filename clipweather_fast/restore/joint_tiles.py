@@ -1,9 +1,11 @@
-"""Tiles that attend to the whole picture.
+"""Tiles that see the whole picture.
 
 All tiles of a picture go through the network in step: a tile pauses where a layer asks for keys
 and values, until every tile has given its own, and goes on with all of them. So attention computes
-what it would compute for the whole picture, and only layers with a short reach see where a tile
-ends. In memory are one tile at work, and of the paused ones the tokens that wait.
+what it would compute for the whole picture. Between blocks tiles pause too, and each gets the
+features of its rims from the neighbours that these lie further inside of: so layers with a short
+reach see no further than there is. In memory are one tile at work, and of the paused ones what
+waits.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
 from clipweather_fast.models._padding import padded_length
-from clipweather_fast.modules._joint_keys import joint_keys
+from clipweather_fast.modules._joint import in_step
 from clipweather_fast.restore.tiles import Span
 
 __all__ = ["MOST_PIXELS", "JointTiles"]
@@ -42,6 +44,15 @@ class _Place:
     def own(self, height: int, width: int) -> tuple[slice, slice]:
         """The part of its grid (height, width) that no other tile of the picture gives."""
         return _own(self.row, height, self.height), _own(self.column, width, self.width)
+
+    def corner(self, height: int, width: int) -> tuple[int, int] | None:
+        """Where a grid (height, width) begins in the picture's; None: between its places."""
+        if self.height % height or self.width % width:
+            return None
+        high, wide = self.height // height, self.width // width
+        if self.row.begin % high or self.column.begin % wide:
+            return None
+        return self.row.begin // high, self.column.begin // wide
 
 
 class JointTiles:
@@ -69,12 +80,14 @@ class JointTiles:
             return padded_length(span.end - span.begin, step, least)
 
         self._places = [_Place(r, c, padded(r), padded(c)) for r in rows for c in columns]
+        self._per_row = len(columns)
         pixels = rows[-1].end * columns[-1].end
         self._thinned = math.ceil(math.sqrt(pixels / MOST_PIXELS))
         self._network, self._around = network, around
         self._turn = 0
         self._layer: object | None = None
         self._given: list[Tensor] = []
+        self._features: list[tuple[Tensor, ...]] = []
 
     def results(self) -> Iterator[Tensor]:
         """The restored tiles, row by row; the last layers of each run when it is asked for.
@@ -90,7 +103,7 @@ class JointTiles:
             while not ended:
                 for number, tile in enumerate(tiles):
                     self._turn = number
-                    with self._around(), joint_keys(self):
+                    with self._around(), in_step(self):
                         result = tile.switch(number)
                     if number and ended != tile.dead:
                         raise RuntimeError("tiles of one picture took different ways")
@@ -103,18 +116,35 @@ class JointTiles:
                 if tile:  # begun and not ended: its frames hold tensors
                     tile.throw(GreenletExit)
 
-    def joined(self, layer: object, tokens: Tensor, height: int, width: int) -> Tensor:
-        """See :class:`clipweather_fast.modules._joint_keys.JointKeys`."""
+    def keys(self, layer: object, tokens: Tensor, height: int, width: int) -> Tensor:
+        """See :class:`clipweather_fast.modules._joint.Joint`."""
         if self._turn == 0:
-            self._layer, self._given = layer, []
-        elif layer is not self._layer:
-            raise RuntimeError("tiles of one picture took different ways")
+            self._given = []
         given = self._given
         rows, columns = self._places[self._turn].own(height, width)
         grid = tokens.unflatten(1, (height, width))[:, rows, columns]
         given.append(self._reduced(grid).flatten(1, 2))
         device = tokens.device.type
         del tokens, grid
+        self._pause(layer, device)
+        if len(given) > 1:  # the first to go on joins them for all
+            given[:] = [torch.cat(given, dim=1)]
+        return given[0]
+
+    def rims(self, layer: object, images: tuple[Tensor, ...]) -> None:
+        """See :class:`clipweather_fast.modules._joint.Joint`."""
+        self._features.append(images)
+        if self._turn == len(self._places) - 1:
+            self._exchange()
+            self._features.clear()
+        self._pause(layer, images[0].device.type)
+
+    def _pause(self, layer: object, device: str) -> None:
+        """Lets the other tiles come as far as this one is."""
+        if self._turn == 0:
+            self._layer = layer
+        elif layer is not self._layer:
+            raise RuntimeError("tiles of one picture took different ways")
         # Autocast belongs to the thread: others have set it for themselves meanwhile.
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         driver = getcurrent().parent
@@ -122,9 +152,42 @@ class JointTiles:
         driver.switch()
         torch.set_autocast_enabled(device, enabled)
         torch.set_autocast_dtype(device, dtype)
-        if len(given) > 1:  # the first to go on joins them for all
-            given[:] = [torch.cat(given, dim=1)]
-        return given[0]
+
+    def _exchange(self) -> None:
+        """Writes over each tile's rims what the tiles have that own them.
+
+        What is read is owned and what is written is not, so the order does not matter.
+        """
+        grids = [(images[0].shape[2], images[0].shape[3]) for images in self._features]
+        corners = [place.corner(*grid) for place, grid in zip(self._places, grids, strict=True)]
+        owned = [place.own(*grid) for place, grid in zip(self._places, grids, strict=True)]
+        for number, (images, grid) in enumerate(zip(self._features, grids, strict=True)):
+            for other, rows, columns in self._rims(number, grid, owned[number]):
+                corner, its_corner = corners[number], corners[other]
+                if corner is None or its_corner is None:
+                    continue
+                down, right = (a - b for a, b in zip(corner, its_corner, strict=True))
+                for image, source in zip(images, self._features[other], strict=True):
+                    image[:, :, rows, columns] = source[
+                        :,
+                        :,
+                        rows.start + down : rows.stop + down,
+                        columns.start + right : columns.stop + right,
+                    ]
+
+    def _rims(
+        self, number: int, grid: tuple[int, int], own: tuple[slice, slice]
+    ) -> Iterator[tuple[int, slice, slice]]:
+        """What tiles around a tile own of its grid: their numbers, rows and columns."""
+        parts = [
+            [(-1, slice(0, mine.start)), (0, mine), (1, slice(mine.stop, count))]
+            for mine, count in zip(own, grid, strict=True)
+        ]
+        for down, rows in parts[0]:
+            for right, columns in parts[1]:
+                nonempty = rows.start < rows.stop and columns.start < columns.stop
+                if (down or right) and nonempty:
+                    yield number + down * self._per_row + right, rows, columns
 
     def _tile(self, number: int) -> Tensor:
         place = self._places[number]

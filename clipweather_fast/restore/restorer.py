@@ -33,8 +33,8 @@ class Restorer:
     the work goes on. A result that is not finite is computed again in float32, with a
     :class:`PrecisionWarning`. ``report`` says what the last call did.
 
-    In tiles, this package's networks attend to the whole picture all the same, so they judge the
-    weather by all of it; only convolutions see where a tile ends, and no edge is visible there.
+    In tiles, this package's networks attend to the whole picture all the same, and what lies at a
+    tile's rim comes from its neighbours: the result is the whole picture's, to rounding.
     Above 2048² pixels attention sees averages, which makes tiles faster than the whole. Networks
     with other attention judge every tile by itself.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clipweather_fast.modules import EfficientAttention
-from clipweather_fast.modules._joint_keys import joined, joint_keys
+from clipweather_fast.modules._joint import in_step, joined_keys, joined_rims
 from clipweather_fast.ops import use_backend
 from clipweather_fast.ops._backends import requested_backend
 from clipweather_fast.restore import PrecisionWarning, Restorer, joint_tiles
@@ -78,7 +78,7 @@ def test_every_place_gives_its_keys_once(overlap: int) -> None:
         def forward(self, image: Tensor) -> Tensor:
             grid = image[:, :1, ::32, ::32]
             tokens = grid.flatten(2).transpose(1, 2)
-            self.found.append(joined(self.attention, tokens, *grid.shape[2:]))
+            self.found.append(joined_keys(self.attention, tokens, *grid.shape[2:]))
             return image
 
     places = torch.arange(7 * 10).float().view(1, 7, 10) / 70
@@ -91,6 +91,59 @@ def test_every_place_gives_its_keys_once(overlap: int) -> None:
         torch.testing.assert_close(keys.flatten().sort().values, places.flatten())
 
 
+@pytest.mark.parametrize(("stride", "overlap"), [(4, 0), (16, 64), (32, 32), (64, 64)])
+def test_rims_come_from_the_tiles_that_own_them(stride: int, overlap: int) -> None:
+    class Worn(nn.Module):
+        """Says of every place which one it is, and forgets it at its own rims."""
+
+        size_multiple = 32
+        forgotten: list[Tensor] = []
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = EfficientAttention(4, 1)  # so that tiles wait
+
+        def forward(self, image: Tensor) -> Tensor:
+            true = image[:, :1, ::stride, ::stride]
+            worn = torch.full_like(true, -1)
+            worn[:, :, 1:-1, 1:-1] = true[:, :, 1:-1, 1:-1]
+            twice = (worn * 2).contiguous(memory_format=torch.channels_last)
+            joined_rims(self, worn, twice)
+            assert torch.equal(twice, worn * 2)
+            assert ((worn == true) | (worn == -1)).all()
+            self.forgotten.append(true[worn == -1])
+            return image
+
+    places = torch.arange(224 * 320).float() / 71680
+    network = Worn()
+    network.forgotten = []
+    restorer = Restorer(network, tile=192, tile_overlap=overlap, dtype="float32")
+    restorer(places.view(1, 224, 320).repeat(3, 1, 1))
+    assert restorer.report.passes > 1
+    number = torch.cat(network.forgotten).mul(71680).round().long()
+    row, column = number // 320, number % 320
+    inside = (row > 0) & (row < 224 - stride) & (column > 0) & (column < 320 - stride)
+    # Tiles begin at multiples of 32: between the places of a grid of stride 64 nobody can help.
+    assert inside.any() == (stride > 32)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_the_networks_see_in_tiles_what_they_see_in_the_whole(backend: str) -> None:
+    network = tiny_network(prior_encoder="none")
+    with torch.no_grad():
+        for parameter in network.parameters():  # of an effect that can be seen
+            if parameter.dim() > 1:
+                parameter.mul_(2)
+    picture = torch.rand(3, 500, 640)
+    with use_backend(backend):
+        whole, tiles = Restorer(network, tile=None), Restorer(network, tile=256)
+        expected = whole(picture)
+        torch.testing.assert_close(tiles(picture), expected, rtol=0, atol=2e-5)
+        assert tiles.report.tile == 256
+        tiles._engine._joins = False
+        assert (tiles(picture) - expected).abs().max() > 0.02
+
+
 def test_keys_of_a_large_picture_are_averaged(
     picture: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +152,7 @@ def test_keys_of_a_large_picture_are_averaged(
     ask = network.attention[0].forward
 
     def forward(x: Tensor, H: int, W: int) -> Tensor:
-        lengths.append(joined(network.attention[0], x, H, W).shape[1])
+        lengths.append(joined_keys(network.attention[0], x, H, W).shape[1])
         return ask(x, H, W)
 
     monkeypatch.setattr(network.attention[0], "forward", forward)
@@ -180,12 +233,12 @@ def test_what_waits_counts_as_memory() -> None:
 
 
 def test_what_waits_is_the_same_at_small_pictures_as_at_large_ones() -> None:
-    """Of the package's networks small pictures are counted: 59 bytes a pixel wait in float32."""
+    """Of the package's networks small pictures are counted: 62 bytes a pixel wait in float32."""
     restorer = Restorer(tiny_network(prior_encoder="none"))
     found = restorer._engine._estimate(torch.float32)
     whole = fake_trace(restorer._engine.model, 1024, 1024, torch.device("cpu"))
     # Counted with fake tensors is the module, whose residual stream lies elsewhere.
-    assert whole.paused / 1024**2 <= found.paused <= 1.5 * whole.paused / 1024**2
+    assert 0.9 * whole.paused / 1024**2 <= found.paused <= 1.5 * whole.paused / 1024**2
 
 
 def test_the_backend_that_was_chosen_holds_in_every_tile(picture: Tensor) -> None:
@@ -218,14 +271,14 @@ def test_autocast_of_a_tile_is_its_own(picture: Tensor) -> None:
 
 def test_nobody_joins_outside(picture: Tensor) -> None:
     class Nobody:
-        def joined(self, layer: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+        def keys(self, layer: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
             return tokens * 0
 
     tokens = torch.ones(1, 4, 2)
     layer = nn.Identity()
-    with joint_keys(Nobody()):
-        assert joined(layer, tokens, 2, 2).sum() == 0
-    assert joined(layer, tokens, 2, 2) is tokens
+    with in_step(Nobody()):
+        assert joined_keys(layer, tokens, 2, 2).sum() == 0
+    assert joined_keys(layer, tokens, 2, 2) is tokens
 
 
 def test_integers_too() -> None:
