@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipweather_fast.models._frozen_forms import Forms
-from clipweather_fast.models._frozen_panels import matrix_unit, pairs_pay
+from clipweather_fast.models._frozen_panels import pairs_pay
 from clipweather_fast.models._frozen_winograd import Kind, Winograd
+from clipweather_fast.ops import _native
 from clipweather_fast.ops._direct import observer_looks
 
 __all__ = ["FrozenConv", "FrozenUp"]
@@ -52,7 +53,7 @@ class _FrozenLayer:
         bfloat16 = dtype == torch.bfloat16
         if bfloat16 and (channels % 2 or not pairs_pay()):
             return None
-        if bfloat16 and matrix_unit() and _tiles(image, kind) > MOST_TILES:
+        if bfloat16 and _native.matrix_unit() and _tiles(image, kind) > MOST_TILES:
             return None
         if observer_looks():
             axis = 1 if kind == Kind.UP else 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._direct import observer_looks
 
-__all__ = ["PanelLinear", "in_panels", "matrix_unit", "padded", "pairs_pay"]
+__all__ = ["PanelLinear", "in_panels", "padded", "pairs_pay"]
 
 #: kPanel and kPart of csrc/inference/panels.h.
 PANEL, PART = 32, 16
@@ -25,18 +25,12 @@ def padded(channels: int) -> int:
 
 
 @cache
-def matrix_unit() -> bool:
-    """Whether the kernels multiply bfloat16 by AMX."""
-    return _native.CPU_ISAS[_native.core().cpu_isa] == "amx"
-
-
-@cache
 def pairs_pay() -> bool:
     """Whether this processor multiplies pairs of bfloat16 faster than float32: by AMD's instruction
     or by a matrix unit, but not by the instruction of processors that have both."""
     slow = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
     isa = _native.CPU_ISAS[_native.core().cpu_isa]
-    return matrix_unit() or (isa == "avx512_bf16" and not slow)
+    return _native.matrix_unit() or (isa == "avx512_bf16" and not slow)
 
 
 def in_panels(matrix: Tensor) -> Tensor:

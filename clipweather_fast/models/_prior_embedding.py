@@ -13,6 +13,7 @@ from clipweather_fast.models._blocks import Block, PatchEmbed, drop_path_rates, 
 from clipweather_fast.models.config import ClipWeatherConfig
 from clipweather_fast.modules import ConvMlp
 from clipweather_fast.modules._construction import initialise
+from clipweather_fast.modules._linear import linear
 from clipweather_fast.modules._tokens import as_image, by_heads
 
 __all__ = ["DECODER_RATES", "PriorEmbedding", "PriorHead"]
@@ -73,11 +74,11 @@ class PriorAttention(nn.Module):
 
     def forward(self, x: Tensor, H: int, W: int, prior: Tensor | None) -> Tensor:
         """Tokens (N, H·W, C) to tokens; ``prior`` is p (N, prior_width), or None without one."""
-        q = by_heads(self.q(x), self.num_heads)
+        q = by_heads(linear(x, self.q), self.num_heads)
         kv = by_heads(self._keys_values(x.shape[0], prior), 2 * self.num_heads)
         k, v = kv[:, :, : self.num_heads], kv[:, :, self.num_heads :]
         out = ops.reduced_kv_attention(q, k, v)
-        y: Tensor = self.proj(out.flatten(2))
+        y: Tensor = linear(out.flatten(2), self.proj)
         return y
 
     def _keys_values(self, n: int, prior: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
+from clipweather_fast.modules._linear import linear
 from clipweather_fast.modules._observation import observed
 from clipweather_fast.modules._tokens import as_image, as_tokens, check
 
@@ -84,7 +85,7 @@ class ConvMlp(nn.Module):
             ValueError: if ``x`` is not (N, H·W, dim).
         """
         check(type(self).__name__, x, H, W)
-        return self._project(self._between(as_image(self.fc1(x), H, W)))
+        return self._project(self._between(as_image(linear(x, self.fc1), H, W)))
 
     def _between(self, z: Tensor) -> Tensor:
         """What is between the Linear layers, (N, hidden, H, W) to the same."""
@@ -97,7 +98,7 @@ class ConvMlp(nn.Module):
         return fused
 
     def _project(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.drop(self.fc2(self.drop(as_tokens(hidden))))
+        out: Tensor = self.drop(linear(self.drop(as_tokens(hidden)), self.fc2))
         return out
 
 

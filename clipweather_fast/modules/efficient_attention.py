@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
 from clipweather_fast.modules._joint import joined_keys
+from clipweather_fast.modules._linear import linear
 from clipweather_fast.modules._tokens import by_heads, check, reduced
 
 __all__ = ["EfficientAttention"]
@@ -75,9 +76,9 @@ class EfficientAttention(nn.Module):
         check(type(self).__name__, x, H, W)
         s = self.sr_ratio
         # Before the queries: a tile that waits for others' keys holds none.
-        kv = joined_keys(self, self.kv(self._reduced(x, H, W)), H // s, W // s)
+        kv = joined_keys(self, linear(self._reduced(x, H, W), self.kv), H // s, W // s)
         kv = by_heads(kv, 2 * self.num_heads)
-        q = by_heads(self.q(x), self.num_heads)
+        q = by_heads(linear(x, self.q), self.num_heads)
         k, v = kv[:, :, : self.num_heads], kv[:, :, self.num_heads :]
         if self.training and self.attn_drop.p > 0:
             out = F.scaled_dot_product_attention(
@@ -89,7 +90,7 @@ class EfficientAttention(nn.Module):
             ).transpose(1, 2)
         else:
             out = ops.reduced_kv_attention(q, k, v, scale=self.scale)
-        projected: Tensor = self.proj_drop(self.proj(out.flatten(2)))
+        projected: Tensor = self.proj_drop(linear(out.flatten(2), self.proj))
         return projected
 
     def _reduced(self, x: Tensor, height: int, width: int) -> Tensor:

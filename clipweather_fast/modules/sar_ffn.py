@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
+from clipweather_fast.modules._linear import linear
 from clipweather_fast.modules._observation import observed
 from clipweather_fast.modules._tokens import as_image, check
 from clipweather_fast.modules.conv_mlp import ConvMlp
@@ -113,7 +114,7 @@ class SARFFN(ConvMlp):
             ValueError: if ``x`` is not (N, H·W, dim).
         """
         check(type(self).__name__, x, H, W)
-        z = as_image(self.fc1(x), H, W)
+        z = as_image(linear(x, self.fc1), H, W)
         if not return_residual:
             return self._project(self._between(z))
         if self._stepwise():

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from clipweather_fast.ops._tracing import constant_while_tracing
 
-__all__ = ["DTYPE_CODES", "GATES", "address", "core", "stream", "why_not_cpu", "why_not_cuda"]
+__all__ = [
+    "DTYPE_CODES",
+    "GATES",
+    "address",
+    "core",
+    "matrix_unit",
+    "stream",
+    "why_not_cpu",
+    "why_not_cuda",
+]
 
 #: Codes of csrc/common/dtype.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -53,6 +62,13 @@ def core() -> ModuleType:
     if module is None:
         raise ImportError(reason)
     return module
+
+
+@constant_while_tracing
+def matrix_unit() -> bool:
+    """Whether the CPU kernels multiply by AMX."""
+    module, _ = _load()
+    return module is not None and CPU_ISAS[module.cpu_isa] == "amx"
 
 
 def why_not_cpu(x: Tensor) -> str | None:

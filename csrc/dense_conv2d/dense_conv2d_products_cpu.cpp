@@ -1,5 +1,8 @@
 // The matrix products of dense_conv2d: `count` of them, one behind the other in memory. A task is a
 // panel of columns of one.
+#include <type_traits>
+
+#include "common/cpu_matrix_parts.h"
 #include "common/cpu_products.h"
 #include "dense_conv2d/dense_conv2d.h"
 
@@ -16,12 +19,21 @@ void multiply(const DenseConv2dProductArgs& args) {
   first.m = s.m, first.n = s.n, first.k = s.k;
   first.a_row = s.a_transposed ? 1 : s.k, first.a_column = s.a_transposed ? s.m : 1;
   first.b_row = s.b_transposed ? s.k : s.n, first.b_transposed = s.b_transposed;
-  const int64_t each = panels(first);
-  parallel_tasks(s.count * each, args.threads, [&](int64_t task, int) {
-    const int64_t i = task / each;
+  const auto number = [&](int64_t i) {
     Product<A> product = first;
     product.a += i * s.m * s.k, product.b += i * s.k * s.n, product.c += i * s.m * s.n;
-    multiply_panel(product, task % each * 2 * kLanes<A>);
+    return product;
+  };
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<A, float>)
+    if (parts_pay(first)) {
+      for (int64_t i = 0; i < s.count; ++i) multiply_in_parts(number(i), args.threads);
+      return;
+    }
+#endif
+  const int64_t each = panels(first);
+  parallel_tasks(s.count * each, args.threads, [&](int64_t task, int) {
+    multiply_panel(number(task / each), task % each * 2 * kLanes<A>);
   });
 }
 

@@ -17,8 +17,8 @@ from clipweather_fast.models import _frozen, _frozen_convolution
 from clipweather_fast.models._conv_decoder import Residual
 from clipweather_fast.models._frozen_convolution import FrozenConv, FrozenUp
 from clipweather_fast.models._frozen_decoder import FrozenResidual
-from clipweather_fast.models._frozen_panels import matrix_unit
 from clipweather_fast.ops import _native
+from clipweather_fast.ops._native import matrix_unit
 from tolerance import ULPS, largest, largest_error
 
 pytestmark = pytest.mark.skipif(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules._convolution import convolved
+from clipweather_fast.ops import _native
 from op_tests import OpTests
 from operands import normal
 
@@ -28,6 +29,15 @@ class TestDenseConv2d(OpTests):
         "halving": {"k": 3, "stride": 2, "padding": 1},
         "window": {"k": 2, "stride": 2},
         "pointwise": {"k": 1},
+        "pointwise_transposed": {"k": 1, "transposed": True},
+        "pointwise_of_many_channels": {"k": 1, "shape": (1, 48, 7, 9), "out": 40},
+        "halving_of_many_channels": {
+            "k": 3,
+            "stride": 2,
+            "padding": 1,
+            "shape": (2, 33, 9, 8),
+            "out": 35,
+        },
         "up_without_padding": {"k": 3, "stride": 2, "transposed": True},
         "up_with_gaps_filled": {"k": 5, "stride": 3, "padding": 2, "transposed": True},
         "wide_padding": {"k": 3, "padding": 2},
@@ -149,24 +159,35 @@ def test_reference_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "weight", "options", "chosen"),
+    ("shape", "weight", "options", "chosen", "by_amx"),
     [
-        ((4, 64, 8, 8), (64, 64, 3, 3), {"padding": 1}, "cpu"),
-        ((4, 64, 512, 512), (64, 64, 3, 3), {"padding": 1}, "reference"),  # tiles of 1 GiB
-        ((4, 16, 8, 8), (16, 16, 3, 3), {"padding": 1}, "reference"),
-        ((4, 512, 2, 2), (512, 64, 4, 4), {**UP, "k": None}, "cpu"),
-        ((4, 512, 8, 8), (512, 64, 4, 4), {**UP, "k": None}, "reference"),
-        ((4, 64, 8, 8), (64, 64, 3, 3), {"stride": 2, "padding": 1}, "cpu"),
+        ((4, 64, 8, 8), (64, 64, 3, 3), {"padding": 1}, "cpu", "cpu"),
+        ((4, 64, 512, 512), (64, 64, 3, 3), {"padding": 1}, "reference", "reference"),  # 1 GiB
+        ((4, 16, 8, 8), (16, 16, 3, 3), {"padding": 1}, "reference", "reference"),
+        ((4, 512, 2, 2), (512, 64, 4, 4), {**UP, "k": None}, "cpu", "cpu"),
+        ((4, 512, 8, 8), (512, 64, 4, 4), {**UP, "k": None}, "reference", "cpu"),
+        ((4, 512, 64, 64), (512, 64, 4, 4), {**UP, "k": None}, "reference", "reference"),
+        ((4, 64, 8, 8), (64, 64, 3, 3), {"stride": 2, "padding": 1}, "cpu", "cpu"),
+        ((4, 256, 8, 8), (256, 256, 1, 1), {}, "reference", "cpu"),
+        ((4, 8, 8, 8), (256, 8, 1, 1), {}, "reference", "reference"),
     ],
 )
+@pytest.mark.parametrize("amx", [False, True])
 def test_the_cpu_kernels_are_chosen_where_they_win(
-    shape: tuple[int, ...], weight: tuple[int, ...], options: dict[str, Any], chosen: str
+    shape: tuple[int, ...],
+    weight: tuple[int, ...],
+    options: dict[str, Any],
+    chosen: str,
+    by_amx: str,
+    amx: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(_native, "matrix_unit", lambda: amx)
     options = {name: value for name, value in options.items() if value is not None}
     answers = ops.explain(ops.dense_conv2d, torch.empty(shape), torch.empty(weight), **options)
     if not answers["cpu"].startswith("yes"):
         pytest.skip(answers["cpu"])
-    assert answers[chosen] == "yes (chosen)"
+    assert answers[by_amx if amx else chosen] == "yes (chosen)"
 
 
 def test_layers_with_hooks_are_called() -> None:

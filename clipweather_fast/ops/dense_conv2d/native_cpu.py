@@ -1,9 +1,9 @@
 """dense_conv2d on the CPU: matrix products, and the steps around them.
 
-Two ways. As windows (any kernel): pixels of the coarse image (M, C) and their windows of the fine
-one (M, k·k·C') meet in the weight as it lies, (C, k·k·C') in channels-last memory, which is the
-same matrix for a convolution and for a transposed one. By Winograd (3×3, stride 1, padding 1): see
-csrc/dense_conv2d/dense_conv2d_winograd_cpu.cpp.
+Three ways. A 1×1 kernel is one product. As windows (any kernel): pixels of the coarse image (M, C)
+and their windows of the fine one (M, k·k·C') meet in the weight as it lies, (C, k·k·C') in
+channels-last memory, which is the same matrix for a convolution and for a transposed one. By
+Winograd (3×3, stride 1, padding 1): see csrc/dense_conv2d/dense_conv2d_winograd_cpu.cpp.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ def forward(
             products = tiles.new_empty(*tiles.shape[:2], y.shape[1])
             _multiply(tiles, _kernels(weight), products, b_transposed=True)
             _run(Step.OUTPUT_OF_TILES, products, to_y, y.shape, bias)
+        elif _is_product(weight, stride, padding):
+            matrix = weight.flatten(1)
+            _multiply(_pixels(x), matrix, _pixels(to_y), bias, b_transposed=not transposed)
         elif transposed:
             pixels, matrix = _pixels(x), _matrix(weight)
             windows = x.new_empty(pixels.shape[0], matrix.shape[1])
@@ -83,6 +86,11 @@ def backward(
         if _by_winograd(weight, stride, padding, transposed):
             _backward_by_winograd(grad_y, x, weight, to_x, to_weight)
             return
+        if _is_product(weight, stride, padding):
+            one, other = (x, grad_y) if transposed else (grad_y, x)
+            _multiply(_pixels(one), _pixels(other), to_weight.flatten(1), a_transposed=True)
+            _multiply(_pixels(grad_y), weight.flatten(1), _pixels(to_x), b_transposed=transposed)
+            return
         fine, coarse = (grad_y, x) if transposed else (x, grad_y)
         windows = _windows(fine, coarse, weight, stride, padding)
         _multiply(_pixels(coarse), windows, _matrix(to_weight), a_transposed=True)
@@ -109,6 +117,11 @@ def _backward_by_winograd(
 
 def _by_winograd(weight: Tensor, stride: int, padding: int, transposed: bool) -> bool:
     return not transposed and (weight.shape[-1], stride, padding) == (3, 1, 1)
+
+
+def _is_product(weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether every pixel sees itself only: a Linear layer."""
+    return (weight.shape[-1], stride, padding) == (1, 1, 0)
 
 
 def _pixels(image: Tensor) -> Tensor:

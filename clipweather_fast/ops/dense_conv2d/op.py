@@ -20,8 +20,19 @@ LARGEST_KERNEL = 16
 FEW_PIXELS = 128
 #: Below so many input or output channels Winograd's transforms cost what its products save.
 ENOUGH_CHANNELS = 64
+#: Fewer rows, channels or sums AMX does not multiply faster in float32, see
+#: csrc/common/cpu_matrix_parts.h, and fewer products are done in the time of the call.
+SMALLEST_PRODUCT, ENOUGH_PRODUCTS = 32, 1 << 22
+#: Up to so many pixels of the coarse image AMX multiplies windows faster than PyTorch convolves.
+MOST_PIXELS = 1 << 12
 #: Winograd's tiles are four times the image; larger than the cache, they cost what they save.
 LARGEST_TILES = 8 << 20
+
+
+def product_pays(rows: int, weight: Tensor) -> bool:
+    """Whether AMX gains more on the float32 product of so many rows than the call costs."""
+    fits = weight.dtype == torch.float32 and min(rows, *weight.shape[:2]) >= SMALLEST_PRODUCT
+    return fits and rows * weight.numel() >= ENOUGH_PRODUCTS
 
 
 def _why_not_cpu(x: Tensor, *rest: Any) -> str | None:
@@ -41,7 +52,9 @@ def _prefers(
         return ("cpu",) if tiles <= LARGEST_TILES else ("reference",)
     if not transposed:
         h, w = output_side(h, k, stride, padding, False), output_side(w, k, stride, padding, False)
-    return ("cpu",) if few and n * h * w <= FEW_PIXELS else ("reference",)
+    rows = n * h * w
+    by_amx = _native.matrix_unit() and rows <= MOST_PIXELS and product_pays(rows, weight)
+    return ("cpu",) if by_amx or (few and rows <= FEW_PIXELS and k > 1) else ("reference",)
 
 
 OPERATOR = Operator(

@@ -1,0 +1,80 @@
+"""Linear layers by whichever product is faster: the same values, gradients and hooks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipweather_fast import ops
+from clipweather_fast.modules import _linear
+from clipweather_fast.modules._linear import linear
+from clipweather_fast.ops import _native, use_backend
+
+
+@pytest.fixture(params=[False, True], ids=["as it is", "with a matrix unit"])
+def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operator's calls; where ``param`` says so the choice is made as with AMX."""
+    if _native.why_not_loaded():
+        pytest.skip("the native core is not there")
+    if request.param:
+        monkeypatch.setattr(_linear._native, "matrix_unit", lambda: True)
+    found: list[str] = []
+    convolve = ops.dense_conv2d
+
+    def counted(*arguments: object, **options: object) -> Tensor:
+        found.append("dense_conv2d")
+        return convolve(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ops, "dense_conv2d", counted)
+    return found
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, nn.Linear]:
+    torch.manual_seed(0)
+    layer = nn.Linear(96, 160).to(dtype)
+    return torch.randn(2, 300, 96, dtype=dtype, requires_grad=True), layer
+
+
+def test_values_and_gradients(calls: list[str]) -> None:
+    x, layer = inputs()
+    weights = torch.randn(2, 300, 160)
+    results = []
+    for call in (layer, lambda x: linear(x, layer)):
+        y = call(x)
+        grads = torch.autograd.grad((y * weights).sum(), (x, layer.weight, layer.bias))
+        results.append((y.detach(), *grads))
+    for one, other in zip(*results, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+    assert results[1][0].is_contiguous()
+    assert bool(calls) == _native.matrix_unit()
+
+
+def test_without_bias_and_with_few_tokens(calls: list[str]) -> None:
+    x, _ = inputs()
+    layer = nn.Linear(96, 160, bias=False)
+    torch.testing.assert_close(linear(x, layer), layer(x), rtol=1e-5, atol=1e-5)
+    called = len(calls)
+    torch.testing.assert_close(linear(x[:1, :5], layer), layer(x[:1, :5]))
+    assert len(calls) == called
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_pytorchs(calls: list[str], dtype: torch.dtype) -> None:
+    x, layer = inputs(dtype)
+    assert torch.equal(linear(x, layer), layer(x))
+    assert not calls
+
+
+def test_autocast_a_named_backend_and_hooks_are_pytorchs(calls: list[str]) -> None:
+    x, layer = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, layer).dtype == torch.bfloat16
+    with use_backend("reference"):
+        assert torch.equal(linear(x, layer), layer(x))
+    seen: list[int] = []
+    layer.register_forward_hook(lambda *_: seen.append(1))
+    linear(x, layer)
+    assert seen
+    assert not calls
