@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from clipweather_fast import ops
 from clipweather_fast.modules._observation import observed
 from clipweather_fast.ops._backends import requested_backend
+from clipweather_fast.ops.dense_conv2d.op import weight_bound
 
 __all__ = ["convolved"]
 
@@ -22,13 +23,30 @@ def convolved(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
     if requested_backend() not in ("auto", "cpu") or not _on_processor(x) or not _plain(layer):
         y: Tensor = layer(x)
         return y
+    geometry = (layer.stride[0], int(layer.padding[0]), type(layer) is nn.ConvTranspose2d)
+    computed: Tensor
+    if not torch.is_autocast_enabled("cpu"):
+        computed = _computed(x, layer, *geometry)
+    elif weight_bound(x, layer.weight, *geometry):
+        # Autocast would round a weight that is larger than both images, and then its gradient.
+        with torch.autocast("cpu", enabled=False):
+            computed = _computed(x.float(), layer, *geometry)
+        computed = computed.to(torch.get_autocast_dtype("cpu"))
+    else:
+        computed = layer(x)
+    return computed
+
+
+def _computed(
+    x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, stride: int, padding: int, transposed: bool
+) -> Tensor:
     computed: Tensor = ops.dense_conv2d(
         x,
         layer.weight,
         layer.bias,
-        stride=layer.stride[0],
-        padding=int(layer.padding[0]),
-        transposed=type(layer) is nn.ConvTranspose2d,
+        stride=stride,
+        padding=padding,
+        transposed=transposed,
         backend="auto",
     )
     return computed
@@ -37,7 +55,7 @@ def convolved(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
 def _on_processor(x: Tensor) -> bool:
     """Whether there may be a kernel: the operator has them for float32 and float64 on the CPU."""
     wide = x.dtype in (torch.float32, torch.float64)
-    return x.device.type == "cpu" and wide and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and (wide or torch.is_autocast_enabled("cpu"))
 
 
 def _plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:

@@ -213,3 +213,21 @@ def test_layers_with_hooks_are_called() -> None:
 def test_layers_of_other_kinds_are_called(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
     x = torch.randn(1, 4, 7, 7)
     assert torch.equal(convolved(x, layer), layer(x))
+
+
+@pytest.mark.parametrize("side", [4, 32])
+def test_under_autocast_a_weight_that_bounds_the_time_is_not_rounded(side: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(64, 80, 4, stride=2, padding=1)
+    x = torch.randn(2, 64, side, side, dtype=torch.bfloat16, requires_grad=True)
+    exact = F.conv_transpose2d(x.double(), layer.weight.double(), layer.bias.double(), 2, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, usual = convolved(x, layer), layer(x)
+    assert y.dtype == usual.dtype == torch.bfloat16
+    errors = [(found - exact).abs().max().item() for found in (y, usual, exact.bfloat16())]
+    if side == 4 and _native.why_not_loaded() is None:
+        assert errors[0] <= errors[2] * 1.01
+    assert errors[0] <= errors[1]
+    grads = torch.autograd.grad(y.float().square().sum(), (x, layer.weight, layer.bias))
+    assert [grad.dtype for grad in grads] == [torch.bfloat16, torch.float32, torch.float32]
+    assert all(grad.isfinite().all() for grad in grads)

@@ -46,15 +46,13 @@ def _prefers(
 ) -> tuple[str, ...]:
     """The CPU kernels first where they were measured to win, else PyTorch's convolution."""
     n, _, h, w = x.shape
-    k, few = weight.shape[-1], min(weight.shape[:2]) >= ENOUGH_CHANNELS
-    if few and not transposed and (k, stride, padding) == (3, 1, 1):
+    k, enough = weight.shape[-1], min(weight.shape[:2]) >= ENOUGH_CHANNELS
+    if enough and not transposed and (k, stride, padding) == (3, 1, 1):
         tiles = 4 * n * h * w * max(weight.shape[:2]) * x.element_size()
         return ("cpu",) if tiles <= LARGEST_TILES else ("reference",)
-    if not transposed:
-        h, w = output_side(h, k, stride, padding, False), output_side(w, k, stride, padding, False)
-    rows = n * h * w
+    rows = coarse_pixels(x, k, stride, padding, transposed)
     by_amx = _native.matrix_unit() and rows <= MOST_PIXELS and product_pays(rows, weight)
-    return ("cpu",) if by_amx or (few and rows <= FEW_PIXELS and k > 1) else ("reference",)
+    return ("cpu",) if by_amx or (enough and rows <= FEW_PIXELS and k > 1) else ("reference",)
 
 
 OPERATOR = Operator(
@@ -67,6 +65,21 @@ OPERATOR = Operator(
     },
     prefers=_prefers,
 )
+
+
+def coarse_pixels(x: Tensor, k: int, stride: int, padding: int, transposed: bool) -> int:
+    """Pixels of the result, or, where the convolution is transposed, of ``x``."""
+    n, _, h, w = x.shape
+    if transposed:
+        return n * h * w
+    return n * output_side(h, k, stride, padding, False) * output_side(w, k, stride, padding, False)
+
+
+def weight_bound(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool) -> bool:
+    """Whether reading the weight takes most of the time, so that rounding it first takes longer."""
+    k, enough = weight.shape[-1], min(weight.shape[:2]) >= ENOUGH_CHANNELS
+    few = coarse_pixels(x, k, stride, padding, transposed) <= FEW_PIXELS
+    return enough and few and k > 1 and weight.dtype == torch.float32
 
 
 def output_side(side: int, k: int, stride: int, padding: int, transposed: bool) -> int:
