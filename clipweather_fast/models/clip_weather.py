@@ -84,6 +84,13 @@ class ClipWeather(RestorationNetwork):
         )
 
     @property
+    def shared_by_tiles(self) -> int:
+        # On either side of the middle a place of the deepest grid, or what a block at stride 32
+        # looks at beyond its own place.
+        reach = self.config.sar_kernel_size // 2 + (self.config.sar_arrangement == "sequential")
+        return 2 * max(64, 32 * reach)
+
+    @property
     def image_encoder(self) -> Encoder:
         return self.encoder
 

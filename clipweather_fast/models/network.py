@@ -55,6 +55,14 @@ class RestorationNetwork(nn.Module):
         """
 
     @property
+    def shared_by_tiles(self) -> int | None:
+        """Pixels that neighbouring tiles of a picture share, at least, to be exact together.
+
+        None: they cannot be, because something else than attention sees where a tile ends.
+        """
+        return None
+
+    @property
     @abstractmethod
     def image_encoder(self) -> Encoder:
         """The encoder, by whatever name the network's parameters give it."""

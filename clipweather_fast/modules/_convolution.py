@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from clipweather_fast import ops
 from clipweather_fast.modules._observation import observed
@@ -27,7 +28,7 @@ def convolved(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
     computed: Tensor
     if not torch.is_autocast_enabled("cpu"):
         computed = _computed(x, layer, *geometry)
-    elif weight_bound(x, layer.weight, *geometry):
+    elif _learns(x) and weight_bound(x, layer.weight, *geometry):
         # Autocast would round a weight that is larger than both images, and then its gradient.
         with torch.autocast("cpu", enabled=False):
             computed = _computed(x.float(), layer, *geometry)
@@ -50,6 +51,11 @@ def _computed(
         backend="auto",
     )
     return computed
+
+
+def _learns(x: Tensor) -> bool:
+    """Whether gradients may be asked for, of sizes that are numbers."""
+    return torch.is_grad_enabled() and not is_compiling()
 
 
 def _on_processor(x: Tensor) -> bool:

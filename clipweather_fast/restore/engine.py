@@ -92,6 +92,9 @@ class Engine:
         self.step = int(getattr(model, "size_multiple", USUAL_MULTIPLE))
         # Whether tiles' attention can be joined; False too once there was no memory for it.
         self._joins = any(isinstance(module, EfficientAttention) for module in model.modules())
+        # What tiles share to be given each other's rims; None: the model does not ask for them, or
+        # asks within passes that only it knows of, such as of mirrored pictures.
+        self._shares: int | None = getattr(model, "shared_by_tiles", None)
         self.report = Report(str(device))
         self._encodes = hasattr(model, "encode_prior")
         self._compiles = compile
@@ -226,7 +229,10 @@ class Engine:
 
         least = int(getattr(self.model, "minimum_size", 1))
         around = partial(self._precision_context, precision)
-        for y in JointTiles(rows, columns, self.step, least, network, around).results():
+        tiles = JointTiles(
+            rows, columns, self.step, least, network, around, rims=self._shares is not None
+        )
+        for y in tiles.results():
             self.report = replace(self.report, passes=self.report.passes + 1)
             if not _finite(y):
                 if precision != torch.float32:
@@ -298,19 +304,33 @@ class Engine:
             free = memory.available_bytes(self.device)
             if free is not None:
                 estimate = self._estimate(precision)
-                left = free - estimate.paused_bytes(height * width)
-                joint = joint and left >= estimate.bytes(self._smallest(joint) ** 2)
-                side = min(side, estimate.side(left if joint else free, self.step))
+                joined = self._joint_side(estimate, free, height * width) if joint else None
+                joint = joined is not None
+                side = min(side, joined or estimate.side(free, self.step))
         side = max(self._smallest(joint), int(min(side, self._side_limit)))
         return (side if longer > side else None), joint
 
     def _shared(self, joint: bool) -> int:
         """Pixels that neighbouring tiles share.
 
-        Joined tiles give each other their rims: of the deepest grid that takes a place on either
-        side of the middle.
+        Joined ones more: their convolutions should see about as far as those of the whole picture.
         """
-        return self.overlap + self.step if joint else self.overlap
+        return max(self.overlap + self.step, self._shares or 0) if joint else self.overlap
+
+    def _joint_side(self, estimate: memory.Estimate, free: int, pixels: int) -> int | None:
+        """The side of joined tiles of a picture; None: memory does not hold what waits."""
+        smallest = self._smallest(True)
+        side = LARGEST_TILE
+        while True:
+            # What tiles share waits in each of them.
+            covered = (side / max(side - self._shared(True), self.step)) ** 2
+            left = free - estimate.paused_bytes(int(pixels * covered))
+            fitting = estimate.side(left, self.step)
+            if fitting >= side:
+                return side
+            if side <= smallest:
+                return None
+            side = max(smallest, min(fitting, side - self.step))
 
     def _smallest(self, joint: bool) -> int:
         return smallest_tile(self._shared(joint), self.step)

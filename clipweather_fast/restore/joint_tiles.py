@@ -45,14 +45,11 @@ class _Place:
         """The part of its grid (height, width) that no other tile of the picture gives."""
         return _own(self.row, height, self.height), _own(self.column, width, self.width)
 
-    def corner(self, height: int, width: int) -> tuple[int, int] | None:
-        """Where a grid (height, width) begins in the picture's; None: between its places."""
+    def strides(self, height: int, width: int) -> tuple[int, int] | None:
+        """Those of its grid (height, width); None: its places do not fill the tile."""
         if self.height % height or self.width % width:
             return None
-        high, wide = self.height // height, self.width // width
-        if self.row.begin % high or self.column.begin % wide:
-            return None
-        return self.row.begin // high, self.column.begin // wide
+        return self.height // height, self.width // width
 
 
 class JointTiles:
@@ -65,6 +62,7 @@ class JointTiles:
         network: rows and columns to the restored tile (1, 3, h, w).
         around: what each turn of a tile runs in: autocast, for one. What ``network`` itself sets
             of a thread's state, but for autocast, must be unset where a layer asks for keys.
+        rims: whether tiles get each other's rims: where what layers show is the picture, upright.
     """
 
     def __init__(
@@ -75,6 +73,8 @@ class JointTiles:
         least: int,
         network: Callable[[Span, Span], Tensor],
         around: Callable[[], AbstractContextManager[object]],
+        *,
+        rims: bool,
     ) -> None:
         def padded(span: Span) -> int:
             return padded_length(span.end - span.begin, step, least)
@@ -83,7 +83,8 @@ class JointTiles:
         self._per_row = len(columns)
         pixels = rows[-1].end * columns[-1].end
         self._thinned = math.ceil(math.sqrt(pixels / MOST_PIXELS))
-        self._network, self._around = network, around
+        self._network, self._around, self._step = network, around, step
+        self._gives_rims = rims
         self._turn = 0
         self._layer: object | None = None
         self._given: list[Tensor] = []
@@ -133,6 +134,8 @@ class JointTiles:
 
     def rims(self, layer: object, images: tuple[Tensor, ...]) -> None:
         """See :class:`clipweather_fast.modules._joint.Joint`."""
+        if not self._gives_rims:
+            return
         self._features.append(images)
         if self._turn == len(self._places) - 1:
             self._exchange()
@@ -159,14 +162,17 @@ class JointTiles:
         What is read is owned and what is written is not, so the order does not matter.
         """
         grids = [(images[0].shape[2], images[0].shape[3]) for images in self._features]
-        corners = [place.corner(*grid) for place, grid in zip(self._places, grids, strict=True)]
+        strides = {place.strides(*grid) for place, grid in zip(self._places, grids, strict=True)}
+        common = strides.pop()
+        # Tiles begin at multiples of the step: of any other stride a place of theirs is none of the
+        # picture's.
+        if strides or common is None or any(self._step % stride for stride in common):
+            return
+        corners = [(p.row.begin // common[0], p.column.begin // common[1]) for p in self._places]
         owned = [place.own(*grid) for place, grid in zip(self._places, grids, strict=True)]
         for number, (images, grid) in enumerate(zip(self._features, grids, strict=True)):
             for other, rows, columns in self._rims(number, grid, owned[number]):
-                corner, its_corner = corners[number], corners[other]
-                if corner is None or its_corner is None:
-                    continue
-                down, right = (a - b for a, b in zip(corner, its_corner, strict=True))
+                down, right = (a - b for a, b in zip(corners[number], corners[other], strict=True))
                 for image, source in zip(images, self._features[other], strict=True):
                     image[:, :, rows, columns] = source[
                         :,

@@ -49,7 +49,7 @@ class Restorer:
         tile: largest side of a tile in pixels, rounded to the network's stride; "auto": the whole
             picture if it fits, else the largest tile that does, at most 2048; None: never cut.
         tile_overlap: pixels that neighbouring tiles share, rounded up to the network's stride; with
-            joint attention one stride more.
+            joint attention one stride more, and what the network needs (128 pixels mostly).
         compile: call the network through ``torch.compile`` where a picture is restored whole; every
             new size takes a while first.
 

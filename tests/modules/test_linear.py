@@ -78,3 +78,34 @@ def test_autocast_a_named_backend_and_hooks_are_pytorchs(calls: list[str]) -> No
     linear(x, layer)
     assert seen
     assert not calls
+
+
+def test_tokens_that_are_not_dense_give_dense_ones(calls: list[str]) -> None:
+    _, layer = inputs()
+    for x in (torch.randn(2, 96, 300).transpose(1, 2), torch.randn(2, 600, 100)[:, ::2, 3:99]):
+        found = linear(x, layer)
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_transforms_exports_and_patched_layers_meet_pytorchs(calls: list[str]) -> None:
+    x, layer = inputs()
+    x = x.detach()
+    tangent = torch.func.jvp(lambda x: linear(x, layer), (x,), (x,))[1]
+    assert torch.equal(tangent, torch.nn.functional.linear(x, layer.weight))
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return linear(x, self.layer)
+
+    length = torch.export.Dim("length", min=2, max=5000)
+    program = torch.export.export(Own(), (x,), dynamic_shapes=({1: length},))
+    torch.testing.assert_close(program.module()(x[:, :7]), layer(x[:, :7]))
+    layer.forward = lambda x: x  # type: ignore[method-assign]
+    assert linear(x, layer) is x
+    assert not calls

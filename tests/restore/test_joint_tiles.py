@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clipweather_fast.models import create_model
 from clipweather_fast.modules import EfficientAttention
 from clipweather_fast.modules._joint import in_step, joined_keys, joined_rims
 from clipweather_fast.ops import use_backend
@@ -91,12 +92,13 @@ def test_every_place_gives_its_keys_once(overlap: int) -> None:
         torch.testing.assert_close(keys.flatten().sort().values, places.flatten())
 
 
-@pytest.mark.parametrize(("stride", "overlap"), [(4, 0), (16, 64), (32, 32), (64, 64)])
+@pytest.mark.parametrize(("stride", "overlap"), [(4, 0), (16, 64), (32, 0), (32, 32), (64, 64)])
 def test_rims_come_from_the_tiles_that_own_them(stride: int, overlap: int) -> None:
     class Worn(nn.Module):
         """Says of every place which one it is, and forgets it at its own rims."""
 
         size_multiple = 32
+        shared_by_tiles = 64
         forgotten: list[Tensor] = []
 
         def __init__(self) -> None:
@@ -286,3 +288,60 @@ def test_integers_too() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (224, 320, 3), dtype=np.uint8)
     whole, joint = (Restorer(network, tile=tile, dtype="float32")(picture) for tile in (None, 128))
     assert np.abs(whole.astype(int) - joint).max() <= 1
+
+
+@pytest.mark.parametrize(("length", "tile"), [(465, 128), (657, 128), (1297, 256)])
+def test_grids_that_are_rounded_up_go_through_in_step(length: int, tile: int) -> None:
+    """TransWeather's tiles begin between the places of its deep grids."""
+    torch.manual_seed(0)
+    small = {"dims": (16, 16, 16, 16), "heads": (1, 1, 2, 2), "depths": (1, 1, 1, 1)}
+    network = create_model("transweather", **small).eval()
+    restorer = Restorer(network, tile=tile, dtype="float32")
+    found = restorer(torch.rand(3, 96, length))
+    assert restorer.report.passes > 1
+    assert found.isfinite().all()
+
+
+def test_what_a_wrapper_mirrors_is_not_mended_from_the_wrong_side() -> None:
+    class Ensemble(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network, self.size_multiple = network, 64
+
+        def forward(self, image: Tensor) -> Tensor:
+            flipped: Tensor = self.network(image.flip(3)).flip(3)
+            return (self.network(image) + flipped) / 2
+
+    network = tiny_network(prior_encoder="none")
+    picture = torch.rand(3, 256, 640) * torch.linspace(0.2, 1, 640)
+    whole = Restorer(Ensemble(network), tile=None)(picture)
+    joint, alone = (Restorer(Ensemble(network), tile=256) for _ in range(2))
+    alone._engine._joins = False
+    assert (joint(picture) - whole).abs().mean() <= (alone(picture) - whole).abs().mean()
+
+
+@pytest.mark.parametrize(
+    "options", [{"sar_kernel_size": 7}, {"sar_kernel_size": 5, "sar_arrangement": "sequential"}]
+)
+def test_tiles_share_what_large_kernels_look_at(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = tiny_network(prior_encoder="none", **options)
+    picture = torch.rand(3, 256, 900)
+    for overlap in (0, 32):
+        tiles = Restorer(network, tile=384, tile_overlap=overlap)
+        whole = Restorer(network, tile=None)
+        torch.testing.assert_close(tiles(picture), whole(picture), rtol=0, atol=1e-5)
+        assert tiles.report.passes > 1
+
+
+def test_what_tiles_share_waits_in_each() -> None:
+    engine = Restorer(tiny_network(prior_encoder="none"))._engine
+    estimate = Estimate(100.0, 0.0, 60.0, 0.0)
+    pixels = 4000 * 3000
+    sides = [engine._joint_side(estimate, gigabytes << 30, pixels) for gigabytes in (1, 2, 4, 16)]
+    assert sides[0] is None
+    assert sides[-1] == 2048
+    for side, gigabytes in zip(sides, (1, 2, 4, 16), strict=True):
+        if side is not None:
+            waiting = estimate.paused_bytes(int(pixels * (side / (side - 128)) ** 2))
+            assert waiting + estimate.bytes(side**2) <= gigabytes << 30

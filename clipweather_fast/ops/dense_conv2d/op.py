@@ -52,6 +52,8 @@ def _prefers(
         return ("cpu",) if tiles <= LARGEST_TILES else ("reference",)
     rows = coarse_pixels(x, k, stride, padding, transposed)
     by_amx = _native.matrix_unit() and rows <= MOST_PIXELS and product_pays(rows, weight)
+    # Windows take memory, which pictures that are only restored may not have.
+    by_amx = by_amx and torch.is_grad_enabled()
     return ("cpu",) if by_amx or (enough and rows <= FEW_PIXELS and k > 1) else ("reference",)
 
 
