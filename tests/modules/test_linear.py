@@ -88,7 +88,7 @@ def test_tokens_that_are_not_dense_give_dense_ones(calls: list[str]) -> None:
         torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_transforms_exports_and_patched_layers_meet_pytorchs(calls: list[str]) -> None:
     x, layer = inputs()
     x = x.detach()
