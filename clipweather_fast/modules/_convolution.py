@@ -18,6 +18,9 @@ def convolved(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
     """``layer(x)`` for an image (N, C, H, W), by our operator where the layer is one it computes
     and nobody else has a say in it.
 
+    Under autocast that is a layer whose weight is larger than both images: it computes in float32,
+    and only its result is rounded.
+
     PyTorch's convolution is no worse a backend than others: a named one, which this operator may
     not have, is not asked of it.
     """

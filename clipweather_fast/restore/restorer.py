@@ -34,7 +34,9 @@ class Restorer:
     :class:`PrecisionWarning`. ``report`` says what the last call did.
 
     In tiles, this package's networks attend to the whole picture all the same, and what lies at a
-    tile's rim comes from its neighbours: the result is the whole picture's, to rounding.
+    tile's rim comes from its neighbours: the result is the whole picture's, to rounding. Of
+    TransWeather's structure, and where a module is wrapped around a network, only attention is
+    joined.
     Above 2048² pixels attention sees averages, which makes tiles faster than the whole. Networks
     with other attention judge every tile by itself.
 
