@@ -6,11 +6,13 @@ neither the tensor nor its version. So a few of each weight's values are compare
 
 from __future__ import annotations
 
-import ctypes
+from array import array
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+from clipweather_fast.ops import _native
 
 __all__ = ["Fingerprint"]
 
@@ -27,19 +29,24 @@ class Fingerprint:
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
-        self._places = [
-            ctypes.c_uint32.from_address(weight.data_ptr() + 4 * place)
-            for weight in weights
-            for place in _places(weight)
-        ]
+        self._places = array(
+            "Q",
+            [
+                weight.data_ptr() + weight.element_size() * place
+                for weight in weights
+                for place in _places(weight)
+            ],
+        )
         self._values = self._now()
 
     def holds(self) -> bool:
         """Whether the values are what they were, bit for bit."""
         return self._now() == self._values
 
-    def _now(self) -> list[int]:
-        return [place.value for place in self._places]
+    def _now(self) -> bytes:
+        address, count = self._places.buffer_info()
+        values: bytes = _native.core().words_at(address, count)
+        return values
 
 
 def _places(weight: Tensor) -> list[int]:

@@ -11,6 +11,7 @@ leave the call to the modules.
 from __future__ import annotations
 
 from functools import cache
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +39,14 @@ _GLOBAL_HOOKS = (
     "_global_forward_pre_hooks",
     "_global_backward_hooks",
     "_global_backward_pre_hooks",
+)
+#: What a layer may not have: it is learning, or someone watches it.
+_WATCHED = (
+    "training",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
 )
 _OPERATORS = (
     "_linear_pointwise",
@@ -148,28 +157,26 @@ def form_key(network: nn.Module, known: frozenset[type[nn.Module]]) -> FormKey |
         return None
     if not torch.backends.mkldnn.enabled:
         return None
-    found: list[int] = []
-    pending: list[nn.Module] = [network]
-    while pending:
-        layer = pending.pop()
-        state = layer.__dict__
-        if type(layer) not in known or state["training"] or "forward" in state:
-            return None
-        if (
-            state["_forward_hooks"]
-            or state["_forward_pre_hooks"]
-            or state["_backward_hooks"]
-            or state["_backward_pre_hooks"]
-        ):
-            return None
-        found.append(id(layer))
-        for weight in state["_parameters"].values():
-            if weight is None:
-                continue
-            if weight.dtype != torch.float32 or weight.is_inference():
-                return None  # those that inference mode made have no version
-            found += (weight.data_ptr(), weight._version)
-        for name, child in state["_modules"].items():
-            if child is not None and name != "prior_encoder":
-                pending.append(child)
-    return tuple(found)
+    # Twice for every picture, over some hundred layers: the loops are the interpreter's own.
+    layers = [network]
+    for layer in layers:
+        layers += [
+            child
+            for name, child in layer.__dict__["_modules"].items()
+            if child is not None and name != "prior_encoder"
+        ]
+    states = [layer.__dict__ for layer in layers]
+    if not known.issuperset(map(type, layers)) or any("forward" in state for state in states):
+        return None
+    if any(any(map(itemgetter(name), states)) for name in _WATCHED):
+        return None
+    parameters = [w for state in states for w in state["_parameters"].values()]
+    weights = [w for w in parameters if w is not None]
+    if any(w.dtype != torch.float32 for w in weights) or any(map(Tensor.is_inference, weights)):
+        return None  # those that inference mode made have no version
+    return (
+        tuple(map(id, layers)),
+        tuple(map(id, parameters)),
+        tuple(map(Tensor.data_ptr, weights)),
+        tuple([w._version for w in weights]),
+    )

@@ -1,3 +1,6 @@
+#include <cstring>
+#include <vector>
+
 #include "common/bindings.h"
 #include "inference/encoder_input.h"
 #include "inference/linear.h"
@@ -109,6 +112,16 @@ void encoder_input(Address picture, Address y, const Taps& rows, const Taps& col
   CLIPWEATHER_CPU_CALL(encoder_input, args);
 }
 
+// The 32-bit words at `count` addresses, as bytes. Each is a cache miss in a network that has not
+// computed just now, and these overlap.
+pybind11::bytes words_at(Address addresses, int64_t count) {
+  const uint64_t* const places = pointer<const uint64_t>(addresses);
+  std::vector<uint32_t> words(static_cast<size_t>(count));
+  for (size_t i = 0; i < words.size(); ++i)
+    std::memcpy(&words[i], pointer<const void>(places[i]), sizeof(uint32_t));
+  return {reinterpret_cast<const char*>(words.data()), words.size() * sizeof(uint32_t)};
+}
+
 }  // namespace
 }  // namespace clipweather
 
@@ -121,6 +134,7 @@ CLIPWEATHER_BINDINGS(inference) {
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("linear_cpu", &clipweather::linear,
              pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("words_at", &clipweather::words_at);
   module.def("winograd_cpu", &clipweather::winograd,
              pybind11::call_guard<pybind11::gil_scoped_release>());
 }
