@@ -160,13 +160,15 @@ def form_key(network: nn.Module, known: frozenset[type[nn.Module]]) -> FormKey |
     # Twice for every picture, over some hundred layers: the loops are the interpreter's own.
     layers = [network]
     for layer in layers:
+        if type(layer) not in known:
+            return None  # before anything else of it is looked at
         layers += [
             child
             for name, child in layer.__dict__["_modules"].items()
             if child is not None and name != "prior_encoder"
         ]
     states = [layer.__dict__ for layer in layers]
-    if not known.issuperset(map(type, layers)) or any("forward" in state for state in states):
+    if any("forward" in state for state in states):
         return None
     if any(any(map(itemgetter(name), states)) for name in _WATCHED):
         return None
