@@ -31,11 +31,7 @@ class Fingerprint:
     def __init__(self, weights: Iterable[Tensor]) -> None:
         self._places = array(
             "Q",
-            [
-                weight.data_ptr() + weight.element_size() * place
-                for weight in weights
-                for place in _places(weight)
-            ],
+            [weight.data_ptr() + 4 * place for weight in weights for place in _places(weight)],
         )
         self._values = self._now()
 
