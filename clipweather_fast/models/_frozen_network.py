@@ -25,6 +25,7 @@ from clipweather_fast.models._frozen_layers import (
     residual_norm,
 )
 from clipweather_fast.models._prior_embedding import PriorAttention, PriorEmbedding
+from clipweather_fast.models._recordings import Recordings
 from clipweather_fast.models.clip_weather import ClipWeather
 from clipweather_fast.models.network import RestorationNetwork
 from clipweather_fast.models.transweather import QueryAttention, QueryDecoder, TransWeather
@@ -64,9 +65,13 @@ class FrozenNetwork:
         self.deepest = FrozenDeepest(skeleton, dtype)
         self.decoder = FrozenDecoder(decoder, dtype)
         self.tail = FrozenTail(decoder.convd1x, detail, last, adds_picture)
+        self.recordings = Recordings()
 
     def restored(self, picture: Tensor, prior: Tensor | None) -> Tensor:
         """As :meth:`RestorationNetwork.restored`, but with the projected prior."""
+        return self.recordings(self._computed, picture, prior)
+
+    def _computed(self, picture: Tensor, prior: Tensor | None) -> Tensor:
         stages = self.encoder(picture)
         deepest = self.deepest(stages[3], None if prior is None else prior.float())
         y = self.tail(self.decoder(stages, deepest), picture)

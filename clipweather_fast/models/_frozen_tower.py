@@ -12,6 +12,7 @@ from clipweather_fast.clip.prior import ClipPriorEncoder
 from clipweather_fast.models._frozen import form_key
 from clipweather_fast.models._frozen_layers import FrozenLinear, FrozenNorm, attended, residual_norm
 from clipweather_fast.models._kept_forms import KeptForms
+from clipweather_fast.models._recordings import Recordings
 
 __all__ = ["FrozenTower", "frozen_tower"]
 
@@ -111,9 +112,13 @@ class FrozenTower:
         self.last = FrozenClassBlock(blocks[-1], dtype)
         self.after = FrozenNorm(tower.ln_post)
         self.proj = None if tower.proj is None else tower.proj.detach().float().clone()
+        self.recordings = Recordings()
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Normalised squares (N, 3, size, size), float32, to embeddings (N, dim), float32."""
+        return self.recordings(self._computed, pixels)
+
+    def _computed(self, pixels: Tensor) -> Tensor:
         n, patch, grid = pixels.shape[0], self.patch, self.grid
         windows = pixels.reshape(n, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
         rows = windows.reshape(n, grid * grid, -1).to(self.dtype)

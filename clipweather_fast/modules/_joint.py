@@ -15,7 +15,7 @@ from typing import Protocol
 from torch import Tensor
 from torch.compiler import is_compiling
 
-__all__ = ["Joint", "in_step", "joined_keys", "joined_rims"]
+__all__ = ["Joint", "in_step", "joined", "joined_keys", "joined_rims"]
 
 
 class Joint(Protocol):
@@ -59,6 +59,11 @@ def in_step(joint: Joint) -> Iterator[None]:
 def _asked() -> Joint | None:
     """Compiled graphs never ask: what they see is fixed."""
     return None if is_compiling() else getattr(_of_thread, "joint", None)
+
+
+def joined() -> bool:
+    """Whether somebody joins tiles in this thread."""
+    return _asked() is not None
 
 
 def joined_keys(layer: object, tokens: Tensor, height: int, width: int) -> Tensor:

@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
-__all__ = ["dispatcher_idle", "observed", "observer_looks", "observer_rests", "unobserved"]
+__all__ = [
+    "dispatch_modes",
+    "dispatcher_idle",
+    "observed",
+    "observer_looks",
+    "observer_rests",
+    "unobserved",
+]
 
 # None of these is public. Where a version of PyTorch lacks one, every call takes the dispatcher.
 _keys_of: Callable[[Tensor], Any] | None = getattr(torch._C, "_dispatch_keys", None)
@@ -37,23 +44,34 @@ class _Observer(local):
 
     modes = 0
     rests = False
+    computes = False
 
 
 _observer = _Observer()
 
 
 @contextmanager
-def observed() -> Iterator[None]:
+def observed(*, computes: bool = False) -> Iterator[None]:
     """Within it, in this thread, one dispatch mode keeps nobody from calling directly.
 
     It looks at the tensors that a pass allocates and need not see every operator; so it sees the
     pass as it is without it.
+
+    Args:
+        computes: whether the values count as well.
     """
+    before, _observer.computes = _observer.computes, computes
     _observer.modes += 1
     try:
         yield
     finally:
         _observer.modes -= 1
+        _observer.computes = before
+
+
+def dispatch_modes() -> int:
+    """How many dispatch modes see this thread's operators; one at least where it is not known."""
+    return 1 if _modes is None else _modes()
 
 
 @contextmanager
@@ -68,7 +86,7 @@ def unobserved() -> Iterator[None]:
 
 def observer_looks() -> bool:
     """Whether a pass is only made to be looked at: dense layers then need not compute."""
-    return _observer.modes > 0 and not _observer.rests
+    return _observer.modes > 0 and not _observer.rests and not _observer.computes
 
 
 def observer_rests() -> bool:

@@ -3,7 +3,7 @@
 // Each csrc/<op>/<op>_cpu.cpp is compiled once per instruction set with CLIPWEATHER_ISA set to
 // baseline, avx2, avx512, avx512_bf16 or amx, which is also the namespace its functions live in.
 // Declare a kernel for all of them with CLIPWEATHER_CPU_KERNEL and call it with
-// CLIPWEATHER_CPU_CALL.
+// CLIPWEATHER_CPU_CALL, in bindings, which also puts the call on a tape (kernel_tape.h).
 #pragma once
 
 namespace clipweather {
@@ -38,30 +38,31 @@ Isa cpu_isa();
 #if defined(CLIPWEATHER_X86)
 // AMX is left out where the compiler does not know it.
 #if defined(CLIPWEATHER_AMX)
-#define CLIPWEATHER_AMX_CASE(function, args) \
-  case ::clipweather::Isa::kAmx:             \
-    ::clipweather::amx::function(args);      \
+#define CLIPWEATHER_AMX_CASE(function, args)                         \
+  case ::clipweather::Isa::kAmx:                                     \
+    ::clipweather::call_kernel(&::clipweather::amx::function, args); \
     break;
 #else
 #define CLIPWEATHER_AMX_CASE(function, args)
 #endif
-#define CLIPWEATHER_CPU_CALL(function, args)        \
-  do {                                              \
-    switch (::clipweather::cpu_isa()) {             \
-      CLIPWEATHER_AMX_CASE(function, args)          \
-      case ::clipweather::Isa::kAvx512Bf16:         \
-        ::clipweather::avx512_bf16::function(args); \
-        break;                                      \
-      case ::clipweather::Isa::kAvx512:             \
-        ::clipweather::avx512::function(args);      \
-        break;                                      \
-      case ::clipweather::Isa::kAvx2:               \
-        ::clipweather::avx2::function(args);        \
-        break;                                      \
-      default:                                      \
-        ::clipweather::baseline::function(args);    \
-    }                                               \
+#define CLIPWEATHER_CPU_CALL(function, args)                                     \
+  do {                                                                           \
+    switch (::clipweather::cpu_isa()) {                                          \
+      CLIPWEATHER_AMX_CASE(function, args)                                       \
+      case ::clipweather::Isa::kAvx512Bf16:                                      \
+        ::clipweather::call_kernel(&::clipweather::avx512_bf16::function, args); \
+        break;                                                                   \
+      case ::clipweather::Isa::kAvx512:                                          \
+        ::clipweather::call_kernel(&::clipweather::avx512::function, args);      \
+        break;                                                                   \
+      case ::clipweather::Isa::kAvx2:                                            \
+        ::clipweather::call_kernel(&::clipweather::avx2::function, args);        \
+        break;                                                                   \
+      default:                                                                   \
+        ::clipweather::call_kernel(&::clipweather::baseline::function, args);    \
+    }                                                                            \
   } while (false)
 #else
-#define CLIPWEATHER_CPU_CALL(function, args) ::clipweather::baseline::function(args)
+#define CLIPWEATHER_CPU_CALL(function, args) \
+  ::clipweather::call_kernel(&::clipweather::baseline::function, args)
 #endif

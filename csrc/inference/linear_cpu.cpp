@@ -39,15 +39,15 @@ void activate(LinearActivation activation, Out* rows, int64_t count, int64_t col
     }
 }
 
-// E: what x and the weight are read as, float or pairs of bfloat16; Out: numbers of y.
+// Products by panels, of rows [begin, end) of x. E: what x and the weight are read as, float or
+// pairs of bfloat16; Out: numbers of y.
 template <class P, class E, class Out>
-void run(const LinearArgs& args, int64_t k, int64_t P::* depth) {
-  const int64_t fitting = kBlockBytes / (k * static_cast<int64_t>(sizeof(E)));
-  const int64_t blocks = ceil_div(args.m, fitting < kLeastRows ? kLeastRows : fitting);
-  const int64_t panels = ceil_div(args.n, kPanel);
-  parallel_tasks(blocks * panels, args.threads, [&](int64_t task, int) {
-    const int64_t block = task / panels, column = task % panels * kPanel;
-    const int64_t begin = args.m * block / blocks, end = args.m * (block + 1) / blocks;
+struct Layer {
+  const LinearArgs& args;
+  int64_t k;
+  int64_t P::* depth;
+
+  P product(int64_t begin, int64_t end, int64_t column) const {
     P p{};
     p.a = static_cast<const E*>(args.x) + begin * k, p.a_row = k;
     p.panel = static_cast<const E*>(args.weight) + column * k;
@@ -55,21 +55,79 @@ void run(const LinearArgs& args, int64_t k, int64_t P::* depth) {
     p.c = static_cast<Out*>(args.y) + begin * args.n + column, p.c_row = args.n;
     p.rows = end - begin, p.*depth = k;
     p.columns = args.n - column < kPanel ? args.n - column : kPanel;
+    return p;
+  }
+
+  // Calls body(begin, end, first, after): products of these rows with panels [first, after).
+  template <class Body>
+  void in_parts(int64_t panels_at_once, const Body& body) const {
+    const int64_t fitting = kBlockBytes / (k * static_cast<int64_t>(sizeof(E)));
+    const int64_t blocks = ceil_div(args.m, fitting < kLeastRows ? kLeastRows : fitting);
+    const int64_t panels = ceil_div(args.n, kPanel), parts = ceil_div(panels, panels_at_once);
+    parallel_tasks(blocks * parts, args.threads, [&](int64_t task, int) {
+      const int64_t block = task / parts, first = task % parts * panels_at_once;
+      const int64_t after = first + panels_at_once < panels ? first + panels_at_once : panels;
+      body(args.m * block / blocks, args.m * (block + 1) / blocks, first, after);
+    });
+  }
+};
+
+template <class P, class E, class Out>
+void run(const Layer<P, E, Out>& layer) {
+  const LinearActivation activation = layer.args.activation;
+  layer.in_parts(1, [&](int64_t begin, int64_t end, int64_t panel, int64_t) {
+    const P p = layer.product(begin, end, panel * kPanel);
     multiply(p);
-    if (args.activation != LinearActivation::kNone)
-      activate(args.activation, p.c, p.rows, p.columns, p.c_row);
+    if (activation != LinearActivation::kNone)
+      activate(activation, p.c, p.rows, p.columns, p.c_row);
   });
 }
+
+#if defined(__AMX_BF16__)
+struct Gelu {
+  CLIPWEATHER_INLINE Vector<float> operator()(Vector<float> v) const { return gelu<bfloat16_t>(v); }
+};
+struct Swish {
+  CLIPWEATHER_INLINE Vector<float> operator()(Vector<float> v) const {
+    return swish<bfloat16_t>(v);
+  }
+};
+
+constexpr int64_t kPanelsAtOnce = 4;  // enough for every thread to have some
+
+// The sums pass through the activation while the unit multiplies.
+template <class After>
+void run_by_unit(const Layer<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>& layer) {
+  const int64_t at_once = layer.args.threads > 1 ? kPanelsAtOnce : ceil_div(layer.args.n, kPanel);
+  layer.in_parts(at_once, [&](int64_t begin, int64_t end, int64_t first, int64_t after) {
+    MatrixProducts<bfloat16_t, After> products;
+    for (int64_t panel = first; panel < after; ++panel)
+      products.add(layer.product(begin, end, panel * kPanel));
+  });
+}
+
+template <>
+void run(const Layer<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>& layer) {
+  switch (layer.args.activation) {
+    case LinearActivation::kNone:
+      return run_by_unit<AsTheyAre>(layer);
+    case LinearActivation::kGelu:
+      return run_by_unit<Gelu>(layer);
+    case LinearActivation::kSwish:
+      return run_by_unit<Swish>(layer);
+  }
+}
+#endif
 
 }  // namespace
 
 void linear(const LinearArgs& args) {
   if (args.m == 0) return;
   if (args.type == DType::kBFloat16)
-    run<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>(args, args.k / 2,
-                                                       &PairProduct<bfloat16_t>::pairs);
+    run(Layer<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>{args, args.k / 2,
+                                                             &PairProduct<bfloat16_t>::pairs});
   else
-    run<PanelProduct, float, float>(args, args.k, &PanelProduct::k);
+    run(Layer<PanelProduct, float, float>{args, args.k, &PanelProduct::k});
 }
 
 }  // namespace CLIPWEATHER_ISA

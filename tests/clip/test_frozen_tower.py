@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tiny_clip
 from clipweather_fast import use_backend
 from clipweather_fast.clip import PriorEncoder, build_prior_encoder
-from clipweather_fast.models import _frozen, _frozen_tower
+from clipweather_fast.models import _frozen, _frozen_tower, _recordings
 from clipweather_fast.models._frozen_prior import FrozenPrior
 from clipweather_fast.models.config import ClipWeatherConfig
 
@@ -58,6 +58,19 @@ def test_it_computes_what_the_modules_do(kind: str) -> None:
     exact = encoder.double()._encode(encoder.prepared(picture()).double())
     assert got.shape == exact.shape == (2, encoder.dim)
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+
+
+@vision_transformers
+def test_its_replays_are_its_passes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, encoder = held(kind)
+    images = [picture() ** (1 + i / 4) for i in range(_recordings.PASSES_BEFORE + 3)]
+    got = [computed(prior, image) for image in images]
+    (form,) = _frozen_tower._forms.of(encoder).values()
+    assert form is not None
+    assert len(form.recordings._kept) == 1
+    monkeypatch.setattr(_recordings, "MOST_VALUES", 0)
+    for one, image in zip(got, images, strict=True):
+        assert torch.equal(one, computed(prior, image))
 
 
 @needs_bfloat16
