@@ -24,7 +24,7 @@ from clipweather_fast.models._frozen_layers import (
     attended,
     residual_norm,
 )
-from clipweather_fast.models._prior_embedding import PriorAttention, PriorEmbedding
+from clipweather_fast.models._prior_embedding import PriorAttention, PriorEmbedding, PriorHead
 from clipweather_fast.models._recordings import Recordings
 from clipweather_fast.models.clip_weather import ClipWeather
 from clipweather_fast.models.network import RestorationNetwork
@@ -51,6 +51,7 @@ class FrozenNetwork:
     def __init__(self, network: RestorationNetwork, dtype: torch.dtype) -> None:
         self.dtype, self.config = dtype, network.config
         self.encoder = FrozenEncoder(network.image_encoder, dtype)
+        self.head: FrozenHead | None = None
         detail: Detail | None = None
         adds_picture = False
         skeleton: PriorEmbedding | QueryDecoder
@@ -59,6 +60,8 @@ class FrozenNetwork:
             last = decoder.conv_output
             adds_picture = bool(network.config.residual_output)
             detail = network.detail if network.config.detail_channels else None
+            if network.config.uses_prior:
+                self.head = FrozenHead(network.prior_head, dtype)
         else:
             assert isinstance(network, TransWeather)
             skeleton, decoder, last = network.Tdec, network.convtail, network.clean
@@ -68,15 +71,35 @@ class FrozenNetwork:
         self.recordings = Recordings()
 
     def restored(self, picture: Tensor, prior: Tensor | None) -> Tensor:
-        """As :meth:`RestorationNetwork.restored`, but with the projected prior."""
+        """As :meth:`RestorationNetwork.restored`."""
         return self.recordings(self._computed, picture, prior)
 
     def _computed(self, picture: Tensor, prior: Tensor | None) -> Tensor:
         stages = self.encoder(picture)
-        deepest = self.deepest(stages[3], None if prior is None else prior.float())
+        projected: Tensor | None = None
+        if prior is not None:
+            assert self.head is not None
+            projected = self.head(prior).expand(picture.shape[0], -1)
+        deepest = self.deepest(stages[3], projected)
         y = self.tail(self.decoder(stages, deepest), picture)
         # Where the picture is added, the result is not rounded.
         return y if self.tail.adds_picture else y.to(self.dtype)
+
+
+class FrozenHead:
+    """Counterpart of :class:`PriorHead`."""
+
+    def __init__(self, head: PriorHead, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        fused = isinstance(head.act, nn.GELU) and head.act.approximate == "none"
+        self.act = nn.Identity() if fused else head.act
+        weight, bias = head.fc1.weight, head.fc1.bias
+        self.fc1 = FrozenLinear(weight, bias, dtype, "gelu" if fused else "none")
+        self.fc2 = FrozenLinear.of(head.fc2, dtype)
+
+    def __call__(self, prior: Tensor) -> Tensor:
+        """Vectors (N, prior_dim) to (N, prior_width), float32."""
+        return self.fc2(self.act(self.fc1(prior.to(self.dtype)))).float()
 
 
 class FrozenEmbedding:

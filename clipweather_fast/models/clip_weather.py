@@ -97,10 +97,11 @@ class ClipWeather(RestorationNetwork):
     def restored(
         self, picture: Tensor, prior: Tensor | None, residuals: list[Tensor] | None
     ) -> Tensor:
-        projected = self._projected(prior, picture.shape[0])
-        form = None if residuals is not None else frozen_form(self, picture, projected)
+        self._check_prior(prior, picture.shape[0])
+        form = None if residuals is not None else frozen_form(self, picture, prior)
         if form is not None:
-            return form.restored(picture, projected)
+            return form.restored(picture, prior)
+        projected = None if prior is None else self.prior_head(prior).expand(picture.shape[0], -1)
         stages = self.encoder(picture, residuals)
         deepest = self.prior_embedding(stages[3], projected)
         features = self.decoder.features(stages, deepest)
@@ -112,14 +113,13 @@ class ClipWeather(RestorationNetwork):
         image = (picture + 1) / 2
         return y[:, :3] + (1 - y[:, 3:]) * image if self._gated else y + image
 
-    def _projected(self, prior: Tensor | None, n: int) -> Tensor | None:
-        """p (N, prior_width) of the prior (N or 1, prior_dim)."""
+    def _check_prior(self, prior: Tensor | None, n: int) -> None:
         if not self.config.uses_prior:
             if prior is not None:
                 raise ValueError(
                     f"{type(self).__name__}: prior_encoder is 'none', so prior must be None"
                 )
-            return None
+            return
         dim = self.config.prior_dim
         if (
             prior is None
@@ -132,8 +132,6 @@ class ClipWeather(RestorationNetwork):
                 f"{type(self).__name__}: prior must be (N or 1, prior_dim) = ({n} or 1, {dim}), "
                 f"got {got}"
             )
-        projected: Tensor = self.prior_head(prior)
-        return projected.expand(n, -1)
 
     def residual_places(self) -> tuple[ResidualPlace, ...]:
         return self.encoder.residual_places() if self.config.num_kernels else ()
