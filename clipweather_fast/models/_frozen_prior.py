@@ -17,7 +17,7 @@ from clipweather_fast.models.config import ClipWeatherConfig
 if TYPE_CHECKING:
     from clipweather_fast.clip import PriorEncoder
 
-__all__ = ["FrozenPrior", "built_encoder"]
+__all__ = ["FrozenPrior", "built_encoder", "no_autocast"]
 
 #: Several threads may restore with one network; the first of them builds its encoder.
 _building = Lock()
@@ -45,7 +45,7 @@ class FrozenPrior:
         dtype = form_dtype(pixels)
         if torch.is_grad_enabled() and dtype is not None:
             dtype = torch.float32  # what is learnt is learnt from the same prior everywhere
-        with torch.no_grad(), _no_autocast(image.device.type):
+        with torch.no_grad(), no_autocast(image.device.type):
             form = None
             if dtype is not None and len(pixels):
                 # Here, so that who needs no CLIP does not import what builds it.
@@ -103,7 +103,8 @@ def built_encoder(config: ClipWeatherConfig) -> nn.Module:
     return encoder
 
 
-def _no_autocast(device: str) -> AbstractContextManager[object]:
+def no_autocast(device: str) -> AbstractContextManager[object]:
+    """Within it layers on a device compute in the dtype of their tensors."""
     # The meta device, on which shapes are computed, knows no autocast and objects to the word.
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)

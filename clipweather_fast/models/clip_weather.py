@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from clipweather_fast.models._conv_decoder import ConvDecoder, Detail
 from clipweather_fast.models._encoder import Encoder, ResidualPlace
 from clipweather_fast.models._frozen import frozen_form
-from clipweather_fast.models._frozen_prior import FrozenPrior, built_encoder
+from clipweather_fast.models._frozen_prior import FrozenPrior, built_encoder, no_autocast
 from clipweather_fast.models._prior_embedding import PriorEmbedding, PriorHead
 from clipweather_fast.models.config import ClipWeatherConfig
 from clipweather_fast.models.network import RestorationNetwork
@@ -144,7 +145,8 @@ class ClipWeather(RestorationNetwork):
         """The prior (N, prior_dim) of whole pictures (N, 3, H, W) in [0, 1].
 
         A frozen encoder passes no gradient. It computes in float32; on the CPU, under autocast to
-        bfloat16 and without gradients, CLIP's vision transformers multiply in bfloat16.
+        bfloat16 and without gradients, CLIP's vision transformers multiply in bfloat16. One that
+        learns computes in float32 on the CPU where no gradient is wanted, whatever autocast says.
 
         Raises:
             ValueError: if the encoder's vectors are not of length ``config.prior_dim``.
@@ -155,7 +157,10 @@ class ClipWeather(RestorationNetwork):
         if not self.config.uses_prior:
             return None
         if self.config.learns_prior:
-            return cast(Tensor, self.prior_encoder(image))
+            # So few channels gain nothing by bfloat16 on the CPU, and casts cost.
+            casts = torch.is_grad_enabled() or image.device.type != "cpu"
+            with nullcontext() if casts else no_autocast("cpu"):
+                return cast(Tensor, self.prior_encoder(image))
         return self._frozen(image)
 
     @property

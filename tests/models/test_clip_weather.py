@@ -250,6 +250,22 @@ def test_an_encoder_that_learns_is_a_part() -> None:
         assert parameter.grad.abs().max() > 0
 
 
+def test_an_encoder_that_does_not_learn_now_keeps_its_digits() -> None:
+    """Of one that learns: with a gradient it computes in autocast's dtype, else in float32."""
+    network, image = small(prior_encoder="convolutional:12"), photograph(64, 64)
+    with torch.no_grad():
+        expected = network.encode_prior(image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        learning = network.encode_prior(image)
+        with torch.no_grad():
+            got = network.encode_prior(image)
+    assert learning is not None
+    assert learning.dtype == torch.bfloat16
+    assert got is not None
+    assert expected is not None
+    assert torch.equal(got, expected)
+
+
 def test_vectors_of_another_length_are_named() -> None:
     network = ClipWeather(SMALL_CLIP.replace(prior_encoder="clip:large"))
     with pytest.raises(
