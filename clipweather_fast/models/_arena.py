@@ -6,6 +6,7 @@ every tensor lies where it lay whenever the pass is replayed.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from weakref import finalize
 
@@ -26,9 +27,13 @@ class _Chunk:
     whole: Tensor
     free: dict[int, int] = field(default_factory=dict)
     """Length of each free stretch, by its offset."""
+    returned: deque[tuple[int, int]] = field(default_factory=deque)
+    """Offsets and lengths that came back since; PyTorch lets go at any time, in any thread."""
 
     def take(self, length: int) -> int | None:
         """The offset of a stretch, out of the shortest that has room; None: there is none."""
+        while self.returned:
+            self._merge(*self.returned.popleft())
         found = min(((n, at) for at, n in self.free.items() if n >= length), default=None)
         if found is None:
             return None
@@ -38,7 +43,7 @@ class _Chunk:
             self.free[at + length] = left - length
         return at
 
-    def give_back(self, at: int, length: int) -> None:
+    def _merge(self, at: int, length: int) -> None:
         after = self.free.pop(at + length, 0)
         length += after
         for other, n in self.free.items():
@@ -60,13 +65,19 @@ class Arena:
         return sum(chunk.memory.size for chunk in self._chunks)
 
     def like(self, tensor: Tensor) -> Tensor:
-        """Room for values of a tensor's dtype, shape and strides; the tensor is dense."""
+        """Room for values of a tensor's dtype, shape and strides.
+
+        Raises:
+            ValueError: if the tensor is not dense.
+        """
+        if _reach(tensor) > tensor.numel():
+            raise ValueError(f"Arena: not dense: {tuple(tensor.shape)} by {tensor.stride()}")
         item = tensor.element_size()
         length = max(-(-tensor.numel() * item // LINE) * LINE, LINE)
         chunk, at = self._stretch(length)
         # The array knows when PyTorch lets go of it.
         owner = chunk.memory[at : at + length]
-        finalize(owner, chunk.give_back, at, length)
+        finalize(owner, chunk.returned.append, (at, length))
         buffer = torch.from_numpy(owner)[: tensor.numel() * item].view(tensor.dtype)
         return buffer.as_strided(tensor.shape, tensor.stride())
 

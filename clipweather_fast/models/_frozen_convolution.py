@@ -1,4 +1,4 @@
-"""Convolutions of the frozen form: by Winograd's algorithm, or oneDNN's.
+"""Convolutions of the frozen form: by Winograd's algorithm, as products of windows, or oneDNN's.
 
 Which is faster depends on the image, so that a weight's forms are made when the first image wants
 them. Images are dense and channels-last.
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clipweather_fast.models._frozen_forms import Forms
 from clipweather_fast.models._frozen_panels import pairs_pay
+from clipweather_fast.models._frozen_windows import Windows
 from clipweather_fast.models._frozen_winograd import Kind, Winograd
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._direct import observer_looks
@@ -44,6 +45,17 @@ class _FrozenLayer:
         self.weight, self.dtype, self.kind, self.factor = layer.weight.detach(), dtype, kind, factor
         self.bias = None if layer.bias is None else layer.bias.detach() * factor
         self.forms = Forms()
+
+    def windows(self, image: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The form for an image for which products of windows were measured to be fastest."""
+        kind, dtype = self.kind, self.dtype
+        if kind is None or dtype != torch.bfloat16 or not _native.matrix_unit():
+            return None
+        if not Windows.suits(self.weight, kind, image):
+            return None
+        return self.forms.get(
+            "windows", lambda: Windows(self.weight * self.factor, self.bias, kind, dtype)
+        )
 
     def winograd(self, image: Tensor) -> Callable[..., Tensor] | None:
         """The form for an image for which Winograd's algorithm was measured to be faster."""
@@ -94,6 +106,9 @@ class FrozenConv:
     def __call__(self, image: Tensor, activation: str = "none") -> Tensor:
         """(N, C, H, W) to (N, C', H', W'), through ``"none"`` or ``"relu"``."""
         image = image.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        windows = self.layer.windows(image) if activation == "none" else None
+        if windows is not None:
+            return windows(image)
         winograd = self.layer.winograd(image)
         if winograd is not None:
             return winograd(image, relu=activation == "relu")
@@ -133,6 +148,9 @@ class FrozenUp:
 
     def __call__(self, image: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', 2H, 2W)."""
+        windows = self.layer.windows(image)
+        if windows is not None:
+            return windows(image)
         winograd = self.layer.winograd(image)
         if winograd is not None:
             return winograd(image.contiguous(memory_format=torch.channels_last))

@@ -8,6 +8,9 @@ held to them by the tests.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -69,10 +72,16 @@ class FrozenNetwork:
         self.decoder = FrozenDecoder(decoder, dtype)
         self.tail = FrozenTail(decoder.convd1x, detail, last, adds_picture)
         self.recordings = Recordings()
+        self._settings = [
+            partial(_SETTINGS[type(module)], module)
+            for module in network.modules()
+            if type(module) in _SETTINGS
+        ]
 
     def restored(self, picture: Tensor, prior: Tensor | None) -> Tensor:
         """As :meth:`RestorationNetwork.restored`."""
-        return self.recordings(self._computed, picture, prior)
+        given = tuple([settings() for settings in self._settings])
+        return self.recordings(self._computed, picture, prior, given=given)
 
     def _computed(self, picture: Tensor, prior: Tensor | None) -> Tensor:
         stages = self.encoder(picture)
@@ -84,6 +93,15 @@ class FrozenNetwork:
         y = self.tail(self.decoder(stages, deepest), picture)
         # Where the picture is added, the result is not rounded.
         return y if self.tail.adds_picture else y.to(self.dtype)
+
+
+#: What parts look up in their modules whenever they compute, by the modules' classes.
+_SETTINGS: dict[type[nn.Module], Callable[[Any], Any]] = {
+    EfficientAttention: attrgetter("num_heads", "sr_ratio", "scale"),
+    PriorAttention: attrgetter("num_heads", "fuse"),
+    QueryAttention: attrgetter("num_heads"),
+    SARFFN: attrgetter("arrangement", "sign", "sar.gate", "sar.per_channel"),
+}
 
 
 class FrozenHead:

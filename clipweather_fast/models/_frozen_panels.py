@@ -51,7 +51,8 @@ class PanelLinear:
         weight: (N, K), N a multiple of 16, float32 or bfloat16; of bfloat16, K is even.
         bias: (N), or None.
         activation: of its result: ``"none"``, ``"gelu"`` (by the error function) or ``"swish"``,
-            x·σ(x). In bfloat16 it takes what the product was rounded to.
+            x·σ(x). In bfloat16 it takes what the product was rounded to, or, with a matrix unit,
+            the sums themselves.
     """
 
     @staticmethod

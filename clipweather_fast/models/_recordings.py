@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -30,10 +31,14 @@ Compute = Callable[..., Tensor]
 #: Values of the first input up to which a pass is recorded: of pictures with 2¹⁹ pixels. Above that
 #: the interpreter's share is a few per cent, and the memory a recording keeps is many megabytes.
 MOST_VALUES = 3 << 19
-#: Recordings that a form keeps, the last ones used, and sizes whose passes it counts.
-KEPT, COUNTED = 2, 16
-#: Passes of a size that are computed before one is recorded, which takes as long as three.
+#: Recordings that a form keeps, the last ones used: so many, and so many bytes in all.
+KEPT, KEPT_BYTES = 4, 64 << 20
+#: Sizes whose passes are counted.
+COUNTED = 16
+#: Passes of a size that are computed before one is recorded, which takes as long as four.
 PASSES_BEFORE = 3
+#: As many times more each time that a size's recording was put out by others.
+PATIENCE = 4
 
 
 class NotRecordable(Exception):
@@ -47,16 +52,18 @@ class Recordings:
     """
 
     def __init__(self) -> None:
-        self._passes: OrderedDict[Any, int] = OrderedDict()
+        self._waiting: OrderedDict[Any, _Waiting] = OrderedDict()
         self._kept: OrderedDict[Any, Recording] = OrderedDict()
+        # A child that was forked while it was in use computes.
         self._in_use = Lock()
 
-    def __call__(self, compute: Compute, *inputs: Tensor | None) -> Tensor:
+    def __call__(self, compute: Compute, *inputs: Tensor | None, given: Any = None) -> Tensor:
         """``compute(*inputs)``: computed, or what computing would give, bit for bit.
 
         Args:
             compute: the function; the same in every call.
             inputs: CPU tensors or None.
+            given: whatever else the result depends on.
         """
         first = inputs[0]
         assert first is not None
@@ -66,75 +73,105 @@ class Recordings:
         if not self._in_use.acquire(blocking=False):
             return compute(*inputs)
         try:
-            return self._result(compute, inputs)
+            return self._result(compute, inputs, given)
         finally:
             self._in_use.release()
 
-    def _result(self, compute: Compute, inputs: tuple[Tensor | None, ...]) -> Tensor:
-        key = (torch.get_num_threads(), *map(_kind, inputs))
+    def _result(self, compute: Compute, inputs: tuple[Tensor | None, ...], given: Any) -> Tensor:
+        key = (torch.get_num_threads(), given, *map(_kind, inputs))
         recording = self._kept.get(key)
         if recording is not None:
             self._kept.move_to_end(key)
             return recording(inputs)
-        passes = self._passes.get(key, 0)
-        _put(self._passes, key, passes + 1, COUNTED)
-        if passes != PASSES_BEFORE:  # beyond it are those that could not be recorded
+        waiting = self._waiting.setdefault(key, _Waiting())
+        self._waiting.move_to_end(key)
+        while len(self._waiting) > COUNTED:
+            self._waiting.popitem(last=False)
+        waiting.passes += 1
+        if waiting.passes != waiting.patience + 1:  # beyond it: it could not be recorded
             return compute(*inputs)
         try:
-            recording = Recording(compute, inputs)
-        except NotRecordable:
+            recording, result = recorded(compute, inputs)
+        except Exception:  # computing says what is wrong, or that only recording was
             return compute(*inputs)
-        _put(self._kept, key, recording, KEPT)
-        del self._passes[key]  # if it is put out, it has to earn its place again
-        return recording.take_first()
+        if recording.bytes <= KEPT_BYTES:
+            self._keep(key, recording)
+        return result
+
+    def _keep(self, key: Any, recording: Recording) -> None:
+        self._kept[key] = recording
+        while len(self._kept) > KEPT or sum(one.bytes for one in self._kept.values()) > KEPT_BYTES:
+            out, _ = self._kept.popitem(last=False)
+            patience = self._waiting.get(out, _Waiting()).patience * PATIENCE
+            self._waiting[out] = _Waiting(patience=patience)
 
 
-def _put(kept: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    while len(kept) > most:
-        kept.popitem(last=False)
+@dataclass
+class _Waiting:
+    """Passes of a size, and how many are computed before one is recorded."""
+
+    passes: int = 0
+    patience: int = PASSES_BEFORE
 
 
 def _kind(tensor: Tensor | None) -> Any:
     return None if tensor is None else (tensor.dtype, tensor.shape, tensor.stride())
 
 
+def recorded(compute: Compute, inputs: tuple[Tensor | None, ...]) -> tuple[Recording, Tensor]:
+    """A recording of a pass, and its result.
+
+    Raises:
+        NotRecordable: if replaying does not give what computing gives, on other inputs and in
+            spoilt memory.
+    """
+    recording = Recording(compute, inputs)
+    result = recording.first.clone()
+    del recording.first
+    others = tuple(None if x is None else x.flip(-1) for x in inputs)
+    recording.spoil()
+    if not torch.equal(_bits(recording(others)), _bits(compute(*others))):
+        raise NotRecordable
+    return recording, result
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)
+
+
 class Recording:
     """One pass, and the memory it computes in.
+
+    Attributes:
+        first: the result of the pass, in that memory.
 
     Args:
         compute: the function.
         inputs: like those it will be replayed with.
 
     Raises:
-        NotRecordable: if replaying does not give what computing gives.
+        NotRecordable: if the pass does something that cannot be replayed.
     """
 
     def __init__(self, compute: Compute, inputs: tuple[Tensor | None, ...]) -> None:
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-            self._inputs = [None if x is None else torch.empty_like(x) for x in inputs]
         self._arena, self._tape = Arena(), _native.core().KernelTape()
         with torch.inference_mode():
-            self._fill(inputs)
+            with torch.autocast("cpu", enabled=False):
+                self._inputs = [None if x is None else torch.empty_like(x) for x in inputs]
+                self._fill(inputs)
             recorder = _Recorder(self._arena, self._tape)
             with observed(computes=True), recorder:
-                result = compute(*self._inputs)
-            self._steps, self._result = recorder.finished(), self._arena.unowned(result)
-            expected = self._result.clone()
-        del result
-        # Whatever the steps miss shows: nothing but the inputs is left of this pass.
-        self._arena.spoil()
-        again = self(inputs)
-        if not torch.allclose(again, expected, rtol=0, atol=0, equal_nan=True):
-            raise NotRecordable
-        self._first: Tensor | None = again
+                self.first = compute(*self._inputs)
+            self._steps, self._result = recorder.finished(), self._arena.unowned(self.first)
 
-    def take_first(self) -> Tensor:
-        """The result that it was made with, once."""
-        first, self._first = self._first, None
-        assert first is not None
-        return first
+    @property
+    def bytes(self) -> int:
+        """The memory it keeps."""
+        return self._arena.bytes
+
+    def spoil(self) -> None:
+        """Fills the memory with what is no number: whatever the steps miss shows."""
+        self._arena.spoil()
 
     def _fill(self, inputs: tuple[Tensor | None, ...]) -> None:
         for own, x in zip(self._inputs, inputs, strict=True):
@@ -159,6 +196,11 @@ class _Recorder(TorchDispatchMode):
         self._arena, self._tape, self._taped = arena, tape, 0
         self._steps: list[Callable[[], Any]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # As in restore/footprint.py: else PyTorch would load its compiler, which takes seconds.
+        return False
+
     def __enter__(self) -> _Recorder:
         super().__enter__()  # type: ignore[no-untyped-call]
         _native.core().record_kernels(self._tape)
@@ -174,7 +216,7 @@ class _Recorder(TorchDispatchMode):
         return self._steps
 
     def _take_kernels(self) -> None:
-        count = len(self._tape)
+        count = self._tape.size
         if count > self._taped:
             self._steps.append(partial(self._tape.run, self._taped, count))
             self._taped = count
@@ -194,6 +236,8 @@ class _Recorder(TorchDispatchMode):
     def _noted(self, function: Any, args: Any, kwargs: Any, out: Any) -> Any:
         if not isinstance(out, Tensor) or out.layout != torch.strided or not out.is_cpu:
             raise NotRecordable
+        if out.is_conj() or out.is_neg():
+            raise NotRecordable  # flags that a view of the memory does not show
         if function.overloadpacket in _ALLOCATIONS:
             return self._arena.like(out)
         if not function._schema.is_mutable and any(
@@ -228,5 +272,6 @@ def _compute_into(to: Tensor, function: Any, args: Any, kwargs: Any) -> None:
 
 
 _aten = torch.ops.aten
+# In inference mode operators that consist of others arrive whole.
 _ALLOCATIONS = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty}
 _COPIES = {_aten.clone, _aten._to_copy, _aten.contiguous, _aten.reshape, _aten.to}

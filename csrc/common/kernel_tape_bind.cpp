@@ -28,7 +28,7 @@ CLIPWEATHER_BINDINGS(kernel_tape) {
   using clipweather::KernelTape;
   pybind11::class_<KernelTape>(module, "KernelTape")
       .def(pybind11::init<>())
-      .def("__len__", &KernelTape::size)
+      .def_property_readonly("size", &KernelTape::size)
       .def("run", &KernelTape::run, pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("record_kernels", &clipweather::record);
 }

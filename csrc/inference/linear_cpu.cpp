@@ -1,5 +1,7 @@
 // A task is a panel of the weight for a block of rows, which stays in cache for all panels. The
 // activation passes over the task's results while they are in the first cache.
+#include <algorithm>
+
 #include "common/cpu_exp2.h"
 #include "common/cpu_math.h"
 #include "inference/cpu_pairs.h"
@@ -58,16 +60,20 @@ struct Layer {
     return p;
   }
 
-  // Calls body(begin, end, first, after): products of these rows with panels [first, after).
+  // Calls body(begin, end, first, after): products of these rows with panels [first, after), at
+  // most `most` of them and so few that every thread has its share.
   template <class Body>
-  void in_parts(int64_t panels_at_once, const Body& body) const {
+  void in_parts(int64_t most, const Body& body) const {
     const int64_t fitting = kBlockBytes / (k * static_cast<int64_t>(sizeof(E)));
     const int64_t blocks = ceil_div(args.m, fitting < kLeastRows ? kLeastRows : fitting);
-    const int64_t panels = ceil_div(args.n, kPanel), parts = ceil_div(panels, panels_at_once);
+    const int64_t panels = ceil_div(args.n, kPanel);
+    const int64_t share = args.threads > 1 ? blocks * panels / (2 * args.threads) : panels;
+    const int64_t at_once = std::max<int64_t>(1, std::min({most, share, panels}));
+    const int64_t parts = ceil_div(panels, at_once);
     parallel_tasks(blocks * parts, args.threads, [&](int64_t task, int) {
-      const int64_t block = task / parts, first = task % parts * panels_at_once;
-      const int64_t after = first + panels_at_once < panels ? first + panels_at_once : panels;
-      body(args.m * block / blocks, args.m * (block + 1) / blocks, first, after);
+      const int64_t block = task / parts, first = task % parts * at_once;
+      body(args.m * block / blocks, args.m * (block + 1) / blocks, first,
+           std::min(first + at_once, panels));
     });
   }
 };
@@ -93,13 +99,10 @@ struct Swish {
   }
 };
 
-constexpr int64_t kPanelsAtOnce = 4;  // enough for every thread to have some
-
 // The sums pass through the activation while the unit multiplies.
 template <class After>
 void run_by_unit(const Layer<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>& layer) {
-  const int64_t at_once = layer.args.threads > 1 ? kPanelsAtOnce : ceil_div(layer.args.n, kPanel);
-  layer.in_parts(at_once, [&](int64_t begin, int64_t end, int64_t first, int64_t after) {
+  layer.in_parts(layer.args.n, [&](int64_t begin, int64_t end, int64_t first, int64_t after) {
     MatrixProducts<bfloat16_t, After> products;
     for (int64_t panel = first; panel < after; ++panel)
       products.add(layer.product(begin, end, panel * kPanel));

@@ -13,8 +13,14 @@ namespace CLIPWEATHER_ISA {
 namespace {
 
 constexpr int64_t kStep = kLanes<float>;
-// Tiles of a block: each reads the whole weight, which comes from L3 or from memory.
-constexpr int64_t kBlock = 36;
+// Tiles of a block: each reads the whole weight, which comes from L3 or from memory. A matrix unit
+// is done with it so fast that reading it again costs more than what then leaves L2.
+template <class T>
+#if defined(__AMX_BF16__)
+inline constexpr int64_t kBlock = sizeof(T) == 2 ? 64 : 36;
+#else
+inline constexpr int64_t kBlock = 36;
+#endif
 
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // A stride of so many floats that neighbours at it do not fall into the same set of a cache.
@@ -58,7 +64,7 @@ class Winograd {
   void run() const {
     const int64_t tiles = args_.n * high_ * wide_;
     const int threads = args_.threads > 0 ? args_.threads : 1;
-    const int64_t blocks = ceil_div(tiles, kBlock);
+    const int64_t blocks = ceil_div(tiles, kBlock<T>);
     if (blocks >= 2 * threads) {  // a thread has its own blocks
       const Room room(*this, ceil_div(tiles, blocks));
       Buffer<float> floats(threads * room.size);
@@ -68,7 +74,7 @@ class Winograd {
       });
       return;
     }
-    const int64_t each = ceil_div(tiles, ceil_div(tiles, kBlock * threads));
+    const int64_t each = ceil_div(tiles, ceil_div(tiles, kBlock<T> * threads));
     const Room room(*this, each);
     Buffer<float> floats(room.size);
     for (int64_t begin = 0; begin < tiles; begin += each)

@@ -17,6 +17,8 @@ from clipweather_fast.models import _frozen, _frozen_convolution
 from clipweather_fast.models._conv_decoder import Residual
 from clipweather_fast.models._frozen_convolution import FrozenConv, FrozenUp
 from clipweather_fast.models._frozen_decoder import FrozenResidual
+from clipweather_fast.models._frozen_windows import Windows
+from clipweather_fast.models._frozen_winograd import Kind
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._native import matrix_unit
 from tolerance import ULPS, largest, largest_error
@@ -159,6 +161,46 @@ def test_bfloat16_by_winograd(channels: int, form: int | str) -> None:
     check(up(x), module, x)
     for conv in (frozen.conv1, frozen.conv2, down, up):
         assert set(conv.layer.forms.made) == {form}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("n", "h", "w"), [(1, 4, 4), (2, 5, 7), (3, 1, 3), (1, 9, 3)])
+def test_windows(n: int, h: int, w: int, bias: bool, dtype: torch.dtype) -> None:
+    """Which every instruction set computes, though only a matrix unit gains."""
+    x = image(n, 24, h, w, dtype=dtype)
+    down = layer(nn.Conv2d, 24, 32, 3, 2, 1, bias=bias)
+    check(Windows(down.weight, down.bias, Kind.DOWN, dtype)(x), down, x)
+    up = layer(nn.ConvTranspose2d, 24, 16, 4, 2, 1, bias=bias)
+    check(Windows(up.weight, up.bias, Kind.UP, dtype)(x), up, x)
+
+
+@pytest.mark.parametrize(("h", "w"), [(9, 2), (3, 2), (9, 1), (1, 1)])
+def test_windows_one_pixel_wide(h: int, w: int) -> None:
+    """oneDNN's result for these is no measure: with AMX some versions read beyond the image."""
+    module, x = layer(nn.Conv2d, 256, 32, 3, 2, 1), image(1, 256, h, w, dtype=BFLOAT16)
+    module = module.to(BFLOAT16)
+    got = Windows(module.weight, module.bias, Kind.DOWN, BFLOAT16)(x)
+    truth = copy.deepcopy(module).double()(x.double())
+    assert largest_error(got, truth) <= torch.finfo(BFLOAT16).eps * largest(truth)
+
+
+@needs_bfloat16
+@pytest.mark.skipif(not matrix_unit(), reason="no matrix unit")
+def test_small_images_go_by_windows() -> None:
+    module, x = layer(nn.Conv2d, 64, 32, 3, 2, 1), image(1, 64, 16, 16, dtype=BFLOAT16)
+    down = FrozenConv(module, BFLOAT16)
+    check(down(x), module, x)
+    assert set(down.layer.forms.made) == {"windows"}
+    check(down(x, "relu"), nn.Sequential(module, nn.ReLU()), x)
+    assert set(down.layer.forms.made) == {"windows", 2}
+    module, x = layer(nn.ConvTranspose2d, 256, 32, 4, 2, 1), image(1, 256, 4, 4, dtype=BFLOAT16)
+    up = FrozenUp(module, BFLOAT16)
+    check(up(x), module, x)
+    assert set(up.layer.forms.made) == {"windows"}
+    large = image(1, 256, 12, 12, dtype=BFLOAT16)
+    check(up(large), module, large)
+    assert set(up.layer.forms.made) == {"windows", 2}
 
 
 @needs_bfloat16

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import gc
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipweather_fast.models import RestorationNetwork, _frozen, _recordings
 from clipweather_fast.models._arena import Arena
 from clipweather_fast.models._recordings import KEPT, PASSES_BEFORE, Compute, Recordings
+from clipweather_fast.modules import SARFFN, EfficientAttention
 from clipweather_fast.modules._joint import in_step
 from small_networks import photograph, prior_of, small
 
@@ -31,12 +33,14 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     count = [0]
     original = Recordings.__call__
 
-    def counting(self: Recordings, compute: Compute, *inputs: Tensor | None) -> Tensor:
+    def counting(
+        self: Recordings, compute: Compute, *inputs: Tensor | None, given: Any = None
+    ) -> Tensor:
         def counted(*inputs: Tensor | None) -> Tensor:
             count[0] += 1
             return compute(*inputs)
 
-        return original(self, counted, *inputs)
+        return original(self, counted, *inputs, given=given)
 
     monkeypatch.setattr(Recordings, "__call__", counting)
     return count
@@ -56,6 +60,8 @@ def without(network: RestorationNetwork, image: Tensor, dtype: torch.dtype) -> T
         return restored(network, image, dtype)
 
 
+#: Passes that are computed until one is replayed: before, recorded, and to check it.
+WITH_A_RECORDING = PASSES_BEFORE + 2
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "gated detail": {"detail_channels": 5, "residual_output": "gated"},
@@ -74,7 +80,7 @@ def test_a_replay_is_the_pass(variant: str, dtype: torch.dtype, computed: list[i
     network = small(**VARIANTS[variant])
     images = [photograph(72, 90, n=2) ** (1 + i / 4) for i in range(PASSES_BEFORE + 4)]
     got = [restored(network, image, dtype) for image in images]
-    assert computed[0] == PASSES_BEFORE + 1
+    assert computed[0] == WITH_A_RECORDING
     for one, image in zip(got, images, strict=True):
         expected = without(network, image, dtype)
         assert one.dtype == expected.dtype
@@ -91,7 +97,7 @@ def test_transweathers_too(size: tuple[int, int], computed: list[int]) -> None:
         assert torch.equal(
             restored(network, image, torch.float32), without(network, image, torch.float32)
         )
-    assert computed[0] == PASSES_BEFORE + 1 + PASSES_BEFORE + 3
+    assert computed[0] == 2 * PASSES_BEFORE + 5
 
 
 def test_results_are_the_callers_own() -> None:
@@ -111,7 +117,7 @@ def test_what_is_no_number_passes(computed: list[int]) -> None:
     image[0, 1, 3, 5] = torch.nan
     for _ in range(PASSES_BEFORE + 3):
         got = restored(network, image, torch.float32)
-    assert computed[0] == PASSES_BEFORE + 1
+    assert computed[0] == WITH_A_RECORDING
     expected = without(network, image, torch.float32)
     assert got.isnan().any()
     assert torch.allclose(got, expected, rtol=0, atol=0, equal_nan=True)
@@ -137,6 +143,8 @@ def test_threads_take_turns() -> None:
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda image: restored(network, image, torch.float32), images))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    (form,) = _frozen._forms.of(network).values()
+    assert form.recordings._kept
 
 
 def passes(recordings: Recordings, compute: Compute, *inputs: Tensor) -> int:
@@ -155,7 +163,7 @@ def passes(recordings: Recordings, compute: Compute, *inputs: Tensor) -> int:
 
 def test_only_what_is_recorded_whole_is_replayed() -> None:
     x = torch.rand(4, 8)
-    assert passes(Recordings(), lambda x: (x * 2).relu() @ x.mT, x) == PASSES_BEFORE + 1
+    assert passes(Recordings(), lambda x: (x * 2).relu() @ x.mT, x) == WITH_A_RECORDING
     # Python sees a number: the attempt is given up and the pass is computed.
     assert passes(Recordings(), lambda x: x * float(x.max()), x) == 11
 
@@ -163,7 +171,7 @@ def test_only_what_is_recorded_whole_is_replayed() -> None:
 def test_it_steps_aside() -> None:
     x = torch.rand(4, 8)
     recordings = Recordings()
-    assert passes(recordings, torch.relu, x) == PASSES_BEFORE + 1
+    assert passes(recordings, torch.relu, x) == WITH_A_RECORDING
     assert passes(recordings, torch.relu, torch.rand(0, 8)) == 10
     large = torch.zeros(_recordings.MOST_VALUES + 1)
     assert passes(recordings, torch.relu, large) == 10
@@ -182,39 +190,114 @@ def test_it_steps_aside() -> None:
     assert passes(recordings, torch.relu, x) == 0
 
 
-def test_sizes_layouts_and_threads_are_told_apart() -> None:
+def test_sizes_layouts_threads_and_what_else_is_given_are_told_apart() -> None:
     recordings = Recordings()
     flat, tall = torch.rand(4, 8), torch.rand(8, 4).mT
-    assert passes(recordings, torch.relu, flat) == PASSES_BEFORE + 1
-    assert passes(recordings, torch.relu, tall) == PASSES_BEFORE + 1
-    assert passes(recordings, torch.relu, flat.double()) == PASSES_BEFORE + 1
-    assert KEPT == 2
-    assert passes(recordings, torch.relu, flat) == PASSES_BEFORE + 1  # it was put out
+    assert passes(recordings, torch.relu, flat) == WITH_A_RECORDING
+    assert passes(recordings, torch.relu, tall) == WITH_A_RECORDING
+    assert passes(recordings, torch.relu, flat.double()) == WITH_A_RECORDING
+    assert torch.equal(recordings(torch.neg, flat, given="another"), -flat)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
-        assert passes(recordings, torch.relu, flat) == PASSES_BEFORE + 1
+        assert passes(recordings, torch.relu, flat) == WITH_A_RECORDING
     finally:
         torch.set_num_threads(threads)
+    assert passes(recordings, torch.relu, flat) == 0
 
 
-def test_an_error_leaves_no_tape_behind() -> None:
+def test_sizes_that_put_one_another_out_are_recorded_ever_less_often() -> None:
+    recordings = Recordings()
+    sizes = [torch.rand(4, n) for n in range(1, KEPT + 2)]
+    count = 0
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return x * 2
+
+    for _ in range(100):
+        for x in sizes:
+            assert torch.equal(recordings(counted, x), x * 2)
+    # Who was put out waits, and leaves the others their places meanwhile.
+    assert count < 40 * len(sizes)
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.rand(4, 8), torch.rand(4, 9)
+    monkeypatch.setattr(_recordings, "KEPT_BYTES", 5 << 20)  # room for one recording
+    recordings = Recordings()
+    assert passes(recordings, torch.relu, x) == WITH_A_RECORDING
+    assert passes(recordings, torch.relu, y) == WITH_A_RECORDING
+    assert len(recordings._kept) == 1
+    monkeypatch.setattr(_recordings, "KEPT_BYTES", 1 << 20)
+    recordings = Recordings()
+    assert passes(recordings, torch.relu, x) == 11  # checked for nothing, once
+    assert not recordings._kept
+
+
+def test_an_error_is_that_of_computing() -> None:
     recordings, x = Recordings(), torch.rand(4, 8)
-    calls = 0
+    fails = False
 
-    def fails(x: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls > PASSES_BEFORE:
-            raise MemoryError
+    def compute(x: Tensor) -> Tensor:
+        if fails:
+            raise MemoryError("of computing")
         return x * 2
 
     for _ in range(PASSES_BEFORE):
-        recordings(fails, x)
-    with pytest.raises(MemoryError):
-        recordings(fails, x)
+        recordings(compute, x)
+    fails = True
+    with pytest.raises(MemoryError, match="of computing"):
+        recordings(compute, x)
+    fails = False
     assert passes(recordings, torch.relu, x) == 10  # a size has one attempt
-    assert passes(Recordings(), torch.relu, x) == PASSES_BEFORE + 1
+    assert passes(Recordings(), torch.relu, x) == WITH_A_RECORDING
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: torch.empty_strided((4, 8), (16, 1)).copy_(x) * 1,
+        lambda x: torch.add(x, 1, out=torch.empty(0)),
+        lambda x: torch.complex(x, x).conj().imag * 1,
+        lambda x: x * x.tolist()[0][0],
+        lambda x: x * float(x.numpy().max() + x.numpy()[0, 0]),
+    ],
+)
+def test_what_cannot_be_replayed_is_computed(compute: Compute) -> None:
+    recordings, x = Recordings(), torch.rand(4, 8)
+    for i in range(10):
+        image = x + i
+        assert torch.equal(recordings(compute, image), compute(image))
+    assert not recordings._kept
+
+
+def test_settings_that_modules_hold_count() -> None:
+    for variant in ({}, {"sar_arrangement": "sequential", "sar_sign": -1}):
+        network, image = small(**variant), photograph(64, 64)
+        before = [restored(network, image, torch.float32) for _ in range(PASSES_BEFORE + 2)][-1]
+        for module in network.modules():
+            if isinstance(module, SARFFN) and variant:
+                module.sign = 1
+            elif isinstance(module, EfficientAttention):
+                module.scale *= 3
+        after = restored(network, image, torch.float32)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, without(network, image, torch.float32))
+
+
+def test_no_compiler_is_loaded() -> None:
+    script = (
+        "import sys, torch\n"
+        "from clipweather_fast.models._recordings import Recordings\n"
+        "recordings, x = Recordings(), torch.rand(3)\n"
+        "for _ in range(6):\n"
+        "    recordings(torch.relu, x)\n"
+        "assert recordings._kept\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", script], check=True, timeout=100)
 
 
 def test_memory_takes_turns() -> None:
@@ -228,7 +311,6 @@ def test_memory_takes_turns() -> None:
         assert buffer.data_ptr() % 64 == 0
         view = buffer[1:]
         del buffer
-        gc.collect()
         assert arena.like(torch.empty(3)).data_ptr() not in places  # a view is left
         del view
     assert len(places) == 1
