@@ -12,7 +12,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from threading import Lock
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -35,8 +37,10 @@ MOST_VALUES = 3 << 19
 KEPT, KEPT_BYTES = 4, 64 << 20
 #: Sizes whose passes are counted.
 COUNTED = 16
-#: Passes of a size that are computed before one is recorded, which takes as long as four.
+#: Passes of a size that are computed before one is recorded, which costs about as much as one more.
 PASSES_BEFORE = 3
+#: Seconds of a pass: what the interpreter takes of a longer one, hundreds would have to repay.
+LONGEST = 0.25
 #: As many times more each time that a size's recording was put out by others.
 PATIENCE = 4
 
@@ -48,7 +52,8 @@ class NotRecordable(Exception):
 class Recordings:
     """Of one function of tensors, whose result depends on their values alone.
 
-    The first passes of a size are computed, then one is recorded, later ones are replayed.
+    The first passes of a size are computed, then one is recorded; the next is computed and
+    replayed, in spoilt memory. If both give the same bits, later ones are replayed only.
     """
 
     def __init__(self) -> None:
@@ -82,21 +87,31 @@ class Recordings:
         recording = self._kept.get(key)
         if recording is not None:
             self._kept.move_to_end(key)
-            return recording(inputs)
+            if recording.proven:
+                return recording(inputs)
+            result = compute(*inputs)
+            recording.proven = recording.gives(result, inputs)
+            if not recording.proven:
+                del self._kept[key]
+            return result
         waiting = self._waiting.setdefault(key, _Waiting())
         self._waiting.move_to_end(key)
         while len(self._waiting) > COUNTED:
             self._waiting.popitem(last=False)
         waiting.passes += 1
-        if waiting.passes != waiting.patience + 1:  # beyond it: it could not be recorded
-            return compute(*inputs)
+        # Beyond that number: it could not be recorded.
+        if waiting.passes != waiting.patience + 1 or waiting.shortest > LONGEST:
+            begin = perf_counter()
+            result = compute(*inputs)
+            waiting.shortest = min(waiting.shortest, perf_counter() - begin)
+            return result
         try:
-            recording, result = recorded(compute, inputs)
+            recording = Recording(compute, inputs)
         except Exception:  # computing says what is wrong, or that only recording was
             return compute(*inputs)
         if recording.bytes <= KEPT_BYTES:
             self._keep(key, recording)
-        return result
+        return recording.take_first()
 
     def _keep(self, key: Any, recording: Recording) -> None:
         self._kept[key] = recording
@@ -108,31 +123,15 @@ class Recordings:
 
 @dataclass
 class _Waiting:
-    """Passes of a size, and how many are computed before one is recorded."""
+    """Passes of a size, how many are computed before one is recorded, seconds of the shortest."""
 
     passes: int = 0
     patience: int = PASSES_BEFORE
+    shortest: float = inf
 
 
 def _kind(tensor: Tensor | None) -> Any:
     return None if tensor is None else (tensor.dtype, tensor.shape, tensor.stride())
-
-
-def recorded(compute: Compute, inputs: tuple[Tensor | None, ...]) -> tuple[Recording, Tensor]:
-    """A recording of a pass, and its result.
-
-    Raises:
-        NotRecordable: if replaying does not give what computing gives, on other inputs and in
-            spoilt memory.
-    """
-    recording = Recording(compute, inputs)
-    result = recording.first.clone()
-    del recording.first
-    others = tuple(None if x is None else x.flip(-1) for x in inputs)
-    recording.spoil()
-    if not torch.equal(_bits(recording(others)), _bits(compute(*others))):
-        raise NotRecordable
-    return recording, result
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -143,7 +142,7 @@ class Recording:
     """One pass, and the memory it computes in.
 
     Attributes:
-        first: the result of the pass, in that memory.
+        proven: whether it was seen to give what computing gives.
 
     Args:
         compute: the function.
@@ -161,17 +160,29 @@ class Recording:
                 self._fill(inputs)
             recorder = _Recorder(self._arena, self._tape)
             with observed(computes=True), recorder:
-                self.first = compute(*self._inputs)
-            self._steps, self._result = recorder.finished(), self._arena.unowned(self.first)
+                first = compute(*self._inputs)
+            self._steps, self._result = recorder.finished(), self._arena.unowned(first)
+        self._first: Tensor | None = first.clone()
+        self.proven = False
+
+    def take_first(self) -> Tensor:
+        """The result of the pass that was recorded, once."""
+        first, self._first = self._first, None
+        assert first is not None
+        return first
+
+    def gives(self, result: Tensor, inputs: tuple[Tensor | None, ...]) -> bool:
+        """Whether a replay gives this result. Whatever the steps miss was no number before."""
+        self._arena.spoil()
+        try:
+            return torch.equal(_bits(self(inputs)), _bits(result))
+        except Exception:
+            return False
 
     @property
     def bytes(self) -> int:
         """The memory it keeps."""
         return self._arena.bytes
-
-    def spoil(self) -> None:
-        """Fills the memory with what is no number: whatever the steps miss shows."""
-        self._arena.spoil()
 
     def _fill(self, inputs: tuple[Tensor | None, ...]) -> None:
         for own, x in zip(self._inputs, inputs, strict=True):

@@ -60,7 +60,7 @@ def without(network: RestorationNetwork, image: Tensor, dtype: torch.dtype) -> T
         return restored(network, image, dtype)
 
 
-#: Passes that are computed until one is replayed: before, recorded, and to check it.
+#: Passes that are computed until one is replayed: before, recorded, and beside the first replay.
 WITH_A_RECORDING = PASSES_BEFORE + 2
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -232,8 +232,13 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(recordings._kept) == 1
     monkeypatch.setattr(_recordings, "KEPT_BYTES", 1 << 20)
     recordings = Recordings()
-    assert passes(recordings, torch.relu, x) == 11  # checked for nothing, once
+    assert passes(recordings, torch.relu, x) == 10
     assert not recordings._kept
+
+
+def test_long_passes_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_recordings, "LONGEST", 0.0)
+    assert passes(Recordings(), torch.relu, torch.rand(4, 8)) == 10
 
 
 def test_an_error_is_that_of_computing() -> None:
