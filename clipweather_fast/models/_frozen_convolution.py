@@ -51,7 +51,8 @@ class _FrozenLayer:
         kind, dtype = self.kind, self.dtype
         if kind is None or dtype != torch.bfloat16 or not _native.matrix_unit():
             return None
-        if not Windows.suits(self.weight, kind, image):
+        # Who looks what a pass allocates asks for a larger picture's sake, which has no small layers.
+        if observer_looks() or not Windows.suits(self.weight, kind, image):
             return None
         return self.forms.get(
             "windows", lambda: Windows(self.weight * self.factor, self.bias, kind, dtype)

@@ -1,5 +1,6 @@
-// The same products in bfloat16, whose instruction multiplies pairs of numbers: of a panel, row k
-// holds of every column the numbers 2 k and 2 k + 1. Sums are of float32.
+// Products with a packed weight in bfloat16, whose instruction multiplies pairs of numbers: of a
+// panel, row k holds of every column the numbers 2 k and 2 k + 1. Sums are of float32. With a
+// matrix unit they are those of cpu_matrix_pairs.h.
 #pragma once
 
 #include "common/cpu_threads.h"

@@ -22,8 +22,7 @@ struct PanelProduct {
   int64_t rows, columns, k;  // columns: a multiple of kPart
 };
 
-// The same in bfloat16, by pairs: row k of a panel holds of every column the numbers 2 k and 2 k
-// + 1.
+// The same in bfloat16; see cpu_pairs.h.
 template <class Out>
 struct PairProduct {
   const uint32_t* a;  // (rows, K / 2) pairs, a_row apart
@@ -33,11 +32,6 @@ struct PairProduct {
   Out* c;             // (rows, columns), c_row apart
   int64_t c_row;
   int64_t rows, columns, pairs;  // columns: a multiple of kPart
-};
-
-// What becomes of sums where there is no activation.
-struct AsTheyAre {
-  CLIPWEATHER_INLINE Vector<float> operator()(Vector<float> v) const { return v; }
 };
 
 inline void multiply(const PanelProduct& p) {

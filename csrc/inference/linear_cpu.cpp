@@ -1,5 +1,6 @@
-// A task is a panel of the weight for a block of rows, which stays in cache for all panels. The
-// activation passes over the task's results while they are in the first cache.
+// A task is a panel of the weight, or with a matrix unit several, for a block of rows, which stays
+// in cache for all panels. The activation passes over the task's results while they are in the
+// first cache; with a matrix unit over the sums.
 #include <algorithm>
 
 #include "common/cpu_exp2.h"

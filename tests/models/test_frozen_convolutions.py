@@ -20,6 +20,7 @@ from clipweather_fast.models._frozen_decoder import FrozenResidual
 from clipweather_fast.models._frozen_windows import Windows
 from clipweather_fast.models._frozen_winograd import Kind
 from clipweather_fast.ops import _native
+from clipweather_fast.ops._direct import observed
 from clipweather_fast.ops._native import matrix_unit
 from tolerance import ULPS, largest, largest_error
 
@@ -198,6 +199,10 @@ def test_small_images_go_by_windows() -> None:
     up = FrozenUp(module, BFLOAT16)
     check(up(x), module, x)
     assert set(up.layer.forms.made) == {"windows"}
+    looked_at = FrozenUp(module, BFLOAT16)
+    with observed():
+        assert looked_at(x).shape == up(x).shape
+    assert not looked_at.layer.forms.made
     large = image(1, 256, 12, 12, dtype=BFLOAT16)
     check(up(large), module, large)
     assert set(up.layer.forms.made) == {"windows", 2}
