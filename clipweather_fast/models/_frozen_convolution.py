@@ -51,7 +51,7 @@ class _FrozenLayer:
         kind, dtype = self.kind, self.dtype
         if kind is None or dtype != torch.bfloat16 or not _native.matrix_unit():
             return None
-        # Who looks what a pass allocates asks for a larger picture's sake, which has no small layers.
+        # Who looks at what a pass allocates means a larger picture, which has no small layers.
         if observer_looks() or not Windows.suits(self.weight, kind, image):
             return None
         return self.forms.get(
