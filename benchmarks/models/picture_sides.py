@@ -5,7 +5,8 @@ A side gets a batch (N, 3, H, W) float32 in [0, 1] on the device and gives the s
 graph. The others run the same network: ``eager`` as published code is written (channels first, the
 attention's scores formed), ``eager channels-last`` in the memory format that suits it,
 ``eager sdpa`` with PyTorch's own attention besides, ``compile`` that through ``torch.compile`` with
-frozen weights, ``onnxruntime`` and ``openvino`` from this package's export with its sizes fixed.
+frozen weights, ``onnxruntime`` and ``openvino`` from this package's export with its sizes fixed,
+in processes of their own (``picture_engines.py``).
 ``transweather`` is the base network of the field, in the eager form that fits into memory; it
 computes something else.
 
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.models.picture_engines import ENGINES, Engine, EngineUnavailable
 from clipweather_fast import Restorer
 from clipweather_fast.export import export_onnx
 from clipweather_fast.models import RestorationNetwork
@@ -118,10 +120,8 @@ def build(name: str, size: Any, dtype: torch.dtype, device: str) -> Call:
         return _ours(original, dtype, device)
     if name == "ours captured":
         return _captured(original, size, dtype, device)
-    if name == "onnxruntime":
-        return _onnxruntime(size, dtype, device)
-    if name == "openvino":
-        return _openvino(size, dtype, device)
+    if name in ENGINES:
+        return _engine(name, size, dtype, device)
     if name.startswith("transweather"):
         dtype = torch.float32 if name.endswith("float32") else dtype
         scores = scores_fit(size, dtype, device)
@@ -227,52 +227,13 @@ def _exported(name: str, given_prior: bool) -> bytes:
         return path.read_bytes()
 
 
-def _content(size: Any, device: str) -> bytes:
+def _engine(name: str, size: Any, dtype: torch.dtype, device: str) -> Call:
     if device != "cpu":
         raise SideUnavailable("takes part on CPUs only")
-    return _exported(size.network, size.given_prior)
-
-
-def _onnxruntime(size: Any, dtype: torch.dtype, device: str) -> Call:
+    content = _exported(size.network, size.given_prior)
+    shape = (size.n, 3, size.h, size.w)
+    short = str(dtype).removeprefix("torch.")
     try:
-        import onnxruntime
-    except ImportError as error:
-        raise SideUnavailable("it is not installed: pip install clipweather_fast[bench]") from error
-    if dtype != torch.float32:
-        raise SideUnavailable("computes in float32 on CPUs")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    for axis, length in {"batch": size.n, "height": size.h, "width": size.w}.items():
-        options.add_free_dimension_override_by_name(axis, length)
-    session = onnxruntime.InferenceSession(
-        _content(size, device), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
-
-
-def _openvino(size: Any, dtype: torch.dtype, device: str) -> Call:
-    try:
-        import openvino
-    except ImportError as error:
-        raise SideUnavailable("it is not installed: pip install clipweather_fast[bench]") from error
-    core = openvino.Core()
-    short = {torch.float32: "f32", torch.bfloat16: "bf16"}.get(dtype)
-    if short is None or (
-        short == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    ):
-        raise SideUnavailable(f"has no {dtype} on this processor")
-    model = core.read_model(_content(size, device))
-    model.reshape({"image": [size.n, 3, size.h, size.w]})
-    compiled = core.compile_model(
-        model,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": short,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        },
-    )
-    request = compiled.create_infer_request()
-    # The result is the request's own memory: it is compared before the next call.
-    return lambda image: torch.from_numpy(request.infer({"image": image.numpy()})[0])
+        return Engine(name, content, shape, short, torch.get_num_threads())
+    except EngineUnavailable as reason:
+        raise SideUnavailable(str(reason)) from reason
