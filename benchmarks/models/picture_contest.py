@@ -112,6 +112,7 @@ def run(case: PictureCase, device: str, most: int, pace: float = 1.0) -> dict[st
     # What earlier cases compiled counts against PyTorch's limit. Not between two sides: what is
     # compiled already would be compiled again while it is timed.
     torch._dynamo.reset()
+    sides.prepare(case.sides, case.size, device)
     error = _error_on_small(case, device)
     images = pictures(case.size).to(device)
     limit = pace * case.limit

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from clipweather_fast.models._padding import padded
 from clipweather_fast.restore.memory import available_bytes
 from clipweather_fast.speed import network_for_timing, pytorch_alone
 
-__all__ = ["SideUnavailable", "build", "forget", "network", "restorer_of", "scores_fit"]
+__all__ = ["SideUnavailable", "build", "forget", "network", "prepare", "restorer_of", "scores_fit"]
 
 Call = Callable[[Tensor], Tensor]
 #: Times the bytes of the largest scores that the plain attention holds at once: their softmax too.
@@ -225,6 +225,13 @@ def _exported(name: str, given_prior: bool) -> bytes:
         path = Path(folder) / "network.onnx"
         export_onnx(network(name, given_prior), path)
         return path.read_bytes()
+
+
+def prepare(names: Iterable[str], size: Any, device: str) -> None:
+    """Exports for the sides that need it, before anybody is called: exporting breaks up the heap,
+    and the next call of every side of this process would take new pages."""
+    if device == "cpu" and ENGINES.keys() & set(names):
+        _exported(size.network, size.given_prior)
 
 
 def _engine(name: str, size: Any, dtype: torch.dtype, device: str) -> Call:
