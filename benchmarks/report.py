@@ -136,7 +136,7 @@ def summary(contents: list[dict[str, Any]]) -> str:
         return "No measurements are committed yet.\n"
     parts += ["![speed-ups](docs/benchmarks.svg)", ""]
     parts.append(
-        "Medians, both sides in turn in one process (ONNX Runtime and OpenVINO in one of their own), "
+        "Medians, both sides in turn in one process (ONNX Runtime and OpenVINO in their own), "
         "fp32 sums on both, the same tuned allocator. "
         "The roof counts every product; Winograd's convolutions need fewer, so whole networks can "
         "pass it. [All results](docs/benchmarks.md), losses first."

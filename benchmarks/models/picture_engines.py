@@ -28,7 +28,7 @@ from benchmarks import allocator
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ENGINES", "Engine", "EngineUnavailable", "Order"]
+__all__ = ["ENGINES", "Engine", "EngineUnavailable", "Order", "installed"]
 
 #: Where files are memory, if the system has such a place.
 _MEMORY = Path("/dev/shm")
@@ -41,6 +41,11 @@ Run = Callable[[], object]
 
 class EngineUnavailable(RuntimeError):
     """An engine that cannot take part; the message says why."""
+
+
+def installed(engine: str) -> bool:
+    """Whether an engine of :data:`ENGINES` is there."""
+    return importlib.util.find_spec(engine) is not None
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Engine:
         dtype: str,
         threads: int,
     ) -> None:
-        if importlib.util.find_spec(engine) is None:
+        if not installed(engine):
             raise EngineUnavailable("it is not installed: pip install clipweather_fast[bench]")
         context = multiprocessing.get_context("spawn")
         place = _MEMORY if os.access(_MEMORY, os.W_OK) else None

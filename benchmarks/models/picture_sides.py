@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models.picture_engines import ENGINES, Engine, EngineUnavailable
+from benchmarks.models.picture_engines import ENGINES, Engine, EngineUnavailable, installed
 from clipweather_fast import Restorer
 from clipweather_fast.export import export_onnx
 from clipweather_fast.models import RestorationNetwork
@@ -230,7 +230,7 @@ def _exported(name: str, given_prior: bool) -> bytes:
 def prepare(names: Iterable[str], size: Any, device: str) -> None:
     """Exports for the sides that need it, before anybody is called: exporting breaks up the heap,
     and the next call of every side of this process would take new pages."""
-    if device == "cpu" and ENGINES.keys() & set(names):
+    if device == "cpu" and any(map(installed, ENGINES.keys() & set(names))):
         _exported(size.network, size.given_prior)
 
 
