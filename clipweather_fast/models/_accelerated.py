@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from clipweather_fast import ops
 from clipweather_fast.models._structure import AttentionRoles, MlpRoles
 from clipweather_fast.modules._observation import observed
-from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads, check, reduced
+from clipweather_fast.modules._reduction import reduced
+from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads, check
 
 __all__ = ["Accelerated", "accelerated_class"]
 

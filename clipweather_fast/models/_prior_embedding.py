@@ -84,7 +84,7 @@ class PriorAttention(nn.Module):
     def _keys_values(self, n: int, prior: Tensor | None) -> Tensor:
         """Keys and values of E, (N, M or M + 1, 2C). The layer is linear, so that the learned
         tokens go through it once and not once per image."""
-        own: Tensor = self.kv(self.tokens)
+        own = linear(self.tokens, self.kv)
         if prior is None:
             return own.expand(n, -1, -1)
         shift = (self.gamma * prior).unsqueeze(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clipweather_fast import ops
 from clipweather_fast.modules._observation import observed
@@ -13,35 +14,45 @@ from clipweather_fast.ops._backends import requested_backend
 from clipweather_fast.ops._direct import dispatcher_idle
 from clipweather_fast.ops.dense_conv2d.op import product_pays
 
-__all__ = ["linear"]
+__all__ = ["linear", "mixed"]
 
 
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """``layer(x)`` for tokens (N, L, C), by our products where they are faster than PyTorch's.
+    """``layer(x)`` for tokens (N, L, C); past the layer where nobody listens to it, see
+    :func:`mixed`. Whoever patches or observes it meets PyTorch's layer."""
+    plain = type(layer) is nn.Linear and not observed(layer) and "forward" not in vars(layer)
+    if plain and _gains(x, layer.weight):
+        return _product(x, layer.weight, layer.bias)
+    y: Tensor = layer(x)
+    return y
 
-    That is float32 on processors with AMX, on many tokens; see csrc/common/cpu_matrix_parts.h. To
-    the operator a Linear layer is a convolution of one pixel. Whoever compiles, exports, transforms
-    or counts operators, or puts another kind of tensor in, meets PyTorch's layer. Second
-    derivatives of ours are refused, as of the operators around it.
+
+def mixed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Tokens (N, L, C) times weight (C', C), plus bias, by our products where they are faster than
+    PyTorch's.
+
+    That is float32 on processors with AMX, on more than a few tokens; see
+    csrc/common/cpu_matrix_parts.h. To the operator it is a convolution of one pixel. Whoever
+    compiles, exports, transforms or counts operators, or puts another kind of tensor in, meets
+    PyTorch's. Second derivatives of ours are refused, as of the operators around it.
     """
-    if not (_native.matrix_unit() and _suits(x, layer)):
-        y: Tensor = layer(x)
-        return y
-    weight = layer.weight.view(layer.out_features, layer.in_features, 1, 1)
-    image = as_image(x.contiguous(), x.shape[1], 1)
-    mixed: Tensor = ops.dense_conv2d(image, weight, layer.bias, backend="cpu")
-    return as_tokens(mixed)
+    return _product(x, weight, bias) if _gains(x, weight) else F.linear(x, weight, bias)
 
 
-def _suits(x: Tensor, layer: nn.Linear) -> bool:
+def _gains(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
-        and x.dtype == layer.weight.dtype == torch.float32
+        _native.matrix_unit()
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.dim() == 3
         and not torch.is_autocast_enabled("cpu")
         and requested_backend() in ("auto", "cpu")
-        and type(layer) is nn.Linear
-        and not observed(layer)
-        and "forward" not in vars(layer)
-        and dispatcher_idle((x, layer.weight))
-        and product_pays(x.shape[0] * x.shape[1], layer.weight)
+        and dispatcher_idle((x, weight))
+        and product_pays(x.shape[0] * x.shape[1], weight)
     )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    image = as_image(x.contiguous(), x.shape[1], 1)
+    y: Tensor = ops.dense_conv2d(image, weight[:, :, None, None], bias, backend="cpu")
+    return as_tokens(y)

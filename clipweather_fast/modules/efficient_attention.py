@@ -9,7 +9,8 @@ from clipweather_fast import ops
 from clipweather_fast.modules import _construction
 from clipweather_fast.modules._joint import joined_keys
 from clipweather_fast.modules._linear import linear
-from clipweather_fast.modules._tokens import by_heads, check, reduced
+from clipweather_fast.modules._reduction import reduced
+from clipweather_fast.modules._tokens import by_heads, check
 
 __all__ = ["EfficientAttention"]
 

@@ -17,11 +17,17 @@
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
 
-inline constexpr int64_t kPartSide = 32;    // rows and columns of a square of C, and k of a step
-inline constexpr int64_t kPartDepth = 512;  // k that are summed at once, at most
+inline constexpr int64_t kPartSide = 32;   // rows and columns of a square of C, and k of a step
+inline constexpr int64_t kPartSteps = 16;  // that are summed at once, at most
+// Panels side by side that are packed at once where B's columns lie side by side, and their steps:
+// memory gives long pieces faster, 2 KB at twice the rate of 128 bytes.
+inline constexpr int64_t kGroupPanels = 16, kGroupSteps = 4;
 inline constexpr int64_t kPartBlocks = 96;  // of A, packed at once: 576 KB, which stay in L2
+// From so many numbers on a weight's gradient goes past the caches: it is not read soon, and lines
+// that are written in them have to be read first.
+inline constexpr int64_t kStreamedSums = 1 << 17;
 // Of a block, 32 rows or columns deep one step: three parts of two registers each. In a register
-// of A are 16 rows of 32 numbers, in one of B 16 columns' pairs of numbers.
+// of A are 16 rows of 32 numbers, in one of B 16 columns' pairs of numbers. A pair is k and k + 16.
 inline constexpr int64_t kPartRegister = 16 * 16;  // pairs
 inline constexpr int64_t kPartBlock = 6 * kPartRegister;
 
@@ -29,6 +35,7 @@ struct Parts {
   __m512i part[3];  // in the upper halves
 };
 
+// Rounded, not cut off: parts of one sign would be lost in large sums always to the same side.
 CLIPWEATHER_INLINE Parts parts_of(__m512 x) {
   const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(-0x10000);
   // The largest numbers would round to infinity.
@@ -41,8 +48,12 @@ CLIPWEATHER_INLINE Parts parts_of(__m512 x) {
   return {{high, middle, _mm512_castps_si512(low)}};
 }
 
-// 32 rows, or columns, of an operand: number k of row i is at from[i * row + k * column]; one of
-// both is 1. Of rows there are `live`, of numbers `depth`.
+CLIPWEATHER_INLINE __m512i paired(__m512i first, __m512i second) {
+  return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(first, 16), second);
+}
+
+// Rows, or columns, of an operand: number k of row i is at from[i * row + k * column]; one of both
+// is 1. Of rows there are `live`, of numbers `depth`.
 struct PartSource {
   const float* from;
   int64_t row, column, live, depth;
@@ -65,10 +76,6 @@ CLIPWEATHER_INLINE void transpose_pairs(const uint32_t* from, uint32_t* to) {
 inline void pack_rows(const PartSource& s, uint32_t* to, bool by_k) {
   alignas(64) uint32_t room[kPartBlock];
   uint32_t* const packed = by_k ? room : to;
-  alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
-                                                      23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
-                                                      45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  const __m512i upper = _mm512_load_si512(kUpper);
   const __mmask16 low = first_lanes(s.depth), high = first_lanes(s.depth - 16);
   for (int64_t i = 0; i < kPartSide; ++i) {
     uint32_t* const row = packed + i / 16 * kPartRegister + i % 16 * 16;
@@ -82,39 +89,40 @@ inline void pack_rows(const PartSource& s, uint32_t* to, bool by_k) {
     const Parts a = parts_of(_mm512_maskz_loadu_ps(low, from));
     const Parts b = parts_of(_mm512_maskz_loadu_ps(high, from + 16));
     for (int p = 0; p < 3; ++p)
-      _mm512_store_si512(row + p * 2 * kPartRegister,
-                         _mm512_permutex2var_epi16(a.part[p], upper, b.part[p]));
+      _mm512_store_si512(row + p * 2 * kPartRegister, paired(a.part[p], b.part[p]));
   }
   for (int i = 0; by_k && i < 6; ++i)
     transpose_pairs(room + i * kPartRegister, to + i * kPartRegister);
 }
 
-// The same where neighbours in memory have the same k.
-inline void pack_columns(const PartSource& s, uint32_t* to, bool by_k) {
-  alignas(64) uint32_t room[kPartBlock];
-  uint32_t* const packed = by_k ? to : room;
+// The same where neighbours in memory have the same k, k by k and of `blocks` blocks side by side,
+// which are packed `block` apart.
+inline void pack_columns(const PartSource& s, uint32_t* to, int64_t blocks, int64_t block) {
   for (int64_t pair = 0; pair < 16; ++pair)
-    for (int64_t half = 0; half < 2; ++half) {
-      const __mmask16 live = first_lanes(s.live - half * 16);
+    for (int64_t side = 0; side < 2 * blocks; ++side) {
+      const __mmask16 live = first_lanes(s.live - side * 16);
       const auto parts = [&](int64_t k) {
-        const float* from = s.from + k * s.column + half * 16;
-        __builtin_prefetch(from + kPartSide * s.column);
+        const float* from = s.from + k * s.column + side * 16;
+        __builtin_prefetch(from + 8 * s.column);
         return parts_of(_mm512_maskz_loadu_ps(k < s.depth ? live : __mmask16(0), from));
       };
-      const Parts even = parts(2 * pair), odd = parts(2 * pair + 1);
+      const Parts first = parts(pair), second = parts(pair + 16);
+      uint32_t* const packed = to + side / 2 * block + side % 2 * kPartRegister + pair * 16;
       for (int p = 0; p < 3; ++p)
-        _mm512_store_si512(packed + (p * 2 + half) * kPartRegister + pair * 16,
-                           (__m512i)((VectorU32)even.part[p] >> 16 | (VectorU32)odd.part[p]));
+        _mm512_store_si512(packed + p * 2 * kPartRegister, paired(first.part[p], second.part[p]));
     }
-  for (int i = 0; !by_k && i < 6; ++i)
-    transpose_pairs(room + i * kPartRegister, to + i * kPartRegister);
 }
 
 CLIPWEATHER_INLINE void pack_step(const PartSource& s, uint32_t* to, bool by_k) {
-  if (s.column == 1)
+  if (s.column == 1) {
     pack_rows(s, to, by_k);
-  else
-    pack_columns(s, to, by_k);
+  } else if (by_k) {
+    pack_columns(s, to, 1, kPartBlock);
+  } else {
+    alignas(64) uint32_t room[kPartBlock];
+    pack_columns(s, room, 1, kPartBlock);
+    for (int i = 0; i < 6; ++i) transpose_pairs(room + i * kPartRegister, to + i * kPartRegister);
+  }
 }
 
 template <int kA, int kB, bool kHigh, bool kWide>
@@ -131,7 +139,7 @@ CLIPWEATHER_INLINE void load_part(const uint32_t* block, int part) {
   if constexpr (kBoth) matrix_load<kFirst + 1>(block + (2 * part + 1) * kPartRegister, 64);
 }
 
-// A square of C, 16 or 32 on a side: sums of `steps` steps, added to what is at `before`.
+// A square of sums, 16 or 32 on a side: of `steps` steps, added to what is at `before`.
 template <bool kHigh, bool kWide>
 inline void multiply_square(const uint32_t* a, const uint32_t* b, int64_t steps,
                             const float* before, int64_t before_row, float* c, int64_t c_row) {
@@ -160,80 +168,139 @@ inline void multiply_square(const uint32_t* a, const uint32_t* b, int64_t steps,
   if constexpr (kHigh && kWide) matrix_store<3>(c + 16 * c_row + 16, c_row * 4);
 }
 
-// Some rows of A, packed, times a panel of B.
-struct PartPanel {
-  const uint32_t *a, *b;
-  int64_t a_block;  // from one block of rows to the next
-  int64_t steps;
-  const float* first;  // what the sums begin with, of the panel's columns; null: with C
-  float* c;
-  int64_t c_row, rows, columns;
+// How a product is done.
+struct PartPlan {
+  int64_t steps, panels;  // that are packed at once, at most
+  bool swapped;  // squares are columns by rows: B has rows of k, and then is packed as it lies
+  bool streams;  // C goes past the caches
 };
 
-inline void multiply_panel_parts(const PartPanel& p) {
+inline PartPlan plan_of(const Product<float>& p, int threads) {
+  const int64_t steps = ceil_div(p.k, kPartSide), panels = ceil_div(p.n, kPartSide);
+  const int64_t most = steps < kPartSteps ? steps : kPartSteps;
+  if (p.b_transposed) return {most, 1, p.n > p.m, false};
+  if (p.a_row == 1) {  // a weight's gradient: B is small
+    const bool lines = p.n % 16 == 0 && reinterpret_cast<uintptr_t>(p.c) % 64 == 0;
+    return {most, 1, false, lines && steps <= kPartSteps && p.m * p.n >= kStreamedSums};
+  }
+  const int64_t each = ceil_div(panels, threads < 1 ? 1 : threads);
+  return {steps < kGroupSteps ? steps : kGroupSteps, each < kGroupPanels ? each : kGroupPanels,
+          false, false};
+}
+
+// Where a square goes: `rows` and `columns` of it are C's.
+struct PartTarget {
+  float* c;
+  int64_t c_row, rows, columns;
+  const float* first;  // what the sums begin with, of the columns; null: with C
+};
+
+// Adds a square whose rows are C's columns.
+inline void add_transposed(const float* sums, const PartTarget& t) {
+  for (int64_t m = 0; m < t.rows; m += 16)
+    for (int64_t n = 0; n < t.columns; n += 16) {
+      const __mmask16 live = first_lanes(t.columns - n);
+      Vector<float> square[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) square[i] = load(sums + (n + i) * kPartSide + m);
+      transpose<float>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        if (m + i >= t.rows) break;
+        float* const c = t.c + (m + i) * t.c_row + n;
+        const __m512 before =
+            t.first == nullptr ? _mm512_maskz_loadu_ps(live, c) : _mm512_loadu_ps(t.first + n);
+        _mm512_mask_storeu_ps(c, live, _mm512_add_ps(before, (__m512)square[i]));
+      }
+    }
+}
+
+// A square of C from a block of A and a panel of B.
+inline void multiply_parts(const uint32_t* a, const uint32_t* b, int64_t steps,
+                           const PartPlan& plan, const PartTarget& t) {
   alignas(64) float edge[kPartSide * kPartSide];
-  for (int64_t m = 0; m < p.rows; m += kPartSide) {
-    const int64_t rows = p.rows - m < kPartSide ? p.rows - m : kPartSide;
-    const bool high = rows > 16, wide = p.columns > 16;
-    const bool whole = rows == (high ? 32 : 16) && p.columns == (wide ? 32 : 16);
-    float* const own = p.c + m * p.c_row;
-    float* const c = whole ? own : edge;
-    const int64_t c_row = whole ? p.c_row : kPartSide;
-    const size_t row_bytes = static_cast<size_t>(p.columns) * sizeof(float);
-    if (!whole && p.first == nullptr)
-      for (int64_t r = 0; r < rows; ++r)
-        std::memcpy(edge + r * kPartSide, own + r * p.c_row, row_bytes);
-    const float* const before = p.first == nullptr ? c : p.first;
-    const int64_t before_row = p.first == nullptr ? c_row : 0;
-    const uint32_t* const a = p.a + m / kPartSide * p.a_block;
-    const auto multiply = high   ? wide ? multiply_square<true, true> : multiply_square<true, false>
-                          : wide ? multiply_square<false, true>
-                                 : multiply_square<false, false>;
-    multiply(a, p.b, p.steps, before, before_row, c, c_row);
-    if (!whole)
-      for (int64_t r = 0; r < rows; ++r)
-        std::memcpy(own + r * p.c_row, edge + r * kPartSide, row_bytes);
+  alignas(64) static constexpr float kZeros[kPartSide] = {};
+  const bool tall = t.rows > 16, broad = t.columns > 16;
+  const bool high = plan.swapped ? broad : tall, wide = plan.swapped ? tall : broad;
+  const auto multiply = high   ? wide ? multiply_square<true, true> : multiply_square<true, false>
+                        : wide ? multiply_square<false, true>
+                               : multiply_square<false, false>;
+  if (plan.swapped) {
+    multiply(b, a, steps, kZeros, 0, edge, kPartSide);
+    add_transposed(edge, t);
+    return;
+  }
+  const bool full = t.rows == (high ? 32 : 16) && t.columns == (wide ? 32 : 16);
+  const bool whole = full && !plan.streams;
+  float* const c = whole ? t.c : edge;
+  const int64_t c_row = whole ? t.c_row : kPartSide;
+  const size_t row_bytes = static_cast<size_t>(t.columns) * sizeof(float);
+  if (!whole && t.first == nullptr)
+    for (int64_t r = 0; r < t.rows; ++r)
+      std::memcpy(edge + r * kPartSide, t.c + r * t.c_row, row_bytes);
+  const float* const before = t.first == nullptr ? c : t.first;
+  multiply(a, b, steps, before, t.first == nullptr ? c_row : 0, c, c_row);
+  for (int64_t r = 0; r < t.rows && !whole; ++r) {
+    if (full) {
+      for (int64_t i = 0; i < t.columns; i += 16)
+        _mm512_stream_ps(t.c + r * t.c_row + i, _mm512_load_ps(edge + r * kPartSide + i));
+    } else {
+      std::memcpy(t.c + r * t.c_row, edge + r * kPartSide, row_bytes);
+    }
   }
 }
 
 // Whether packing costs less than the products save.
-inline bool parts_pay(const Product<float>& p) { return p.m >= 32 && p.n >= 32 && p.k >= 32; }
+inline bool parts_pay(const Product<float>& p) { return p.m >= 16 && p.n >= 32 && p.k >= 16; }
 
 inline void multiply_in_parts(const Product<float>& p, int threads) {
-  const int64_t panels = ceil_div(p.n, kPartSide);
-  const int64_t most_steps = ceil_div(p.k < kPartDepth ? p.k : kPartDepth, kPartSide);
-  const int64_t most_rows = kPartBlocks / most_steps * kPartSide;
+  const PartPlan plan = plan_of(p, threads);
+  const int64_t most_rows = kPartBlocks / plan.steps * kPartSide, width = plan.panels * kPartSide;
+  const int64_t b_row = p.b_transposed ? p.b_row : 1, b_column = p.b_transposed ? 1 : p.b_row;
   // Kept: a block of this size would be given back to the system, and come back page by page.
   static thread_local const Buffer<uint32_t> packed_rows(kPartBlocks * kPartBlock);
   uint32_t* const packed = packed_rows.get();
-  for (int64_t k0 = 0; k0 < p.k; k0 += kPartDepth) {
-    const int64_t depth = p.k - k0 < kPartDepth ? p.k - k0 : kPartDepth;
-    const int64_t steps = ceil_div(depth, kPartSide), a_block = steps * kPartBlock;
+  for (int64_t k0 = 0; k0 < p.k; k0 += plan.steps * kPartSide) {
+    const int64_t left = ceil_div(p.k - k0, kPartSide);
+    const int64_t steps = left < plan.steps ? left : plan.steps, block = steps * kPartBlock;
     for (int64_t m0 = 0; m0 < p.m; m0 += most_rows) {
       const int64_t rows = p.m - m0 < most_rows ? p.m - m0 : most_rows;
-      parallel_tasks(ceil_div(rows, kPartSide), threads, [&](int64_t block, int) {
-        const int64_t m = m0 + block * kPartSide;
+      const int64_t blocks = ceil_div(rows, kPartSide);
+      parallel_tasks(blocks, threads, [&](int64_t i, int) {
+        const int64_t m = m0 + i * kPartSide;
         for (int64_t s = 0; s < steps; ++s) {
           const int64_t k = k0 + s * kPartSide;
           pack_step({p.a + m * p.a_row + k * p.a_column, p.a_row, p.a_column, p.m - m, p.k - k},
-                    packed + block * a_block + s * kPartBlock, false);
+                    packed + i * block + s * kPartBlock, plan.swapped);
         }
       });
-      parallel_tasks(panels, threads, [&](int64_t panel, int) {
-        alignas(64) uint32_t room[kPartDepth / kPartSide * kPartBlock];
+      parallel_tasks(ceil_div(p.n, width), threads, [&](int64_t group, int) {
+        static_assert(kGroupPanels * kGroupSteps >= kPartSteps);
+        static thread_local const Buffer<uint32_t> packed_panels(kGroupPanels * kGroupSteps *
+                                                                 kPartBlock);
         alignas(64) float first[kPartSide] = {};
-        const int64_t n = panel * kPartSide;
-        const int64_t columns = p.n - n < kPartSide ? p.n - n : kPartSide;
-        for (int64_t i = 0; p.bias != nullptr && i < columns; ++i) first[i] = p.bias[n + i];
-        const int64_t row = p.b_transposed ? p.b_row : 1, column = p.b_transposed ? 1 : p.b_row;
+        const int64_t n0 = group * width, live = p.n - n0 < width ? p.n - n0 : width;
         for (int64_t s = 0; s < steps; ++s) {
           const int64_t k = k0 + s * kPartSide;
-          pack_step({p.b + n * row + k * column, row, column, columns, p.k - k},
-                    room + s * kPartBlock, true);
+          const PartSource b{p.b + n0 * b_row + k * b_column, b_row, b_column, live, p.k - k};
+          uint32_t* const to = packed_panels.get() + s * kPartBlock;
+          if (p.b_transposed)
+            pack_rows(b, to, !plan.swapped);
+          else
+            pack_columns(b, to, ceil_div(live, kPartSide), block);
         }
         const MatrixUnit unit;
-        multiply_panel_parts({packed, room, a_block, steps, k0 == 0 ? first : nullptr,
-                              p.c + m0 * p.n + n, p.n, rows, columns});
+        for (int64_t i = 0; i * kPartSide < live; ++i) {
+          const int64_t n = n0 + i * kPartSide;
+          const int64_t columns = p.n - n < kPartSide ? p.n - n : kPartSide;
+          for (int64_t j = 0; p.bias != nullptr && j < columns; ++j) first[j] = p.bias[n + j];
+          for (int64_t m = 0; m < rows; m += kPartSide)
+            multiply_parts(
+                packed + m / kPartSide * block, packed_panels.get() + i * block, steps, plan,
+                {p.c + (m0 + m) * p.n + n, p.n, rows - m < kPartSide ? rows - m : kPartSide,
+                 columns, k0 == 0 ? first : nullptr});
+        }
+        if (plan.streams) _mm_sfence();
       });
     }
   }

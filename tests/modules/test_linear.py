@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from clipweather_fast import ops
 from clipweather_fast.modules import _linear
 from clipweather_fast.modules._linear import linear
+from clipweather_fast.modules._reduction import reduced
 from clipweather_fast.ops import _native, use_backend
 
 
@@ -58,6 +59,24 @@ def test_without_bias_and_with_few_tokens(calls: list[str]) -> None:
     called = len(calls)
     torch.testing.assert_close(linear(x[:1, :5], layer), layer(x[:1, :5]))
     assert len(calls) == called
+
+
+def test_windows_that_are_reduced_go_the_same_way(calls: list[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 16 * 24, 64, requires_grad=True)
+    convolution = nn.Conv2d(64, 128, 4, stride=4).to(memory_format=torch.channels_last)
+    weights = torch.randn(2, 24, 128)
+    results = []
+    for call in (
+        lambda: convolution(x.transpose(1, 2).view(2, 64, 16, 24)).flatten(2).transpose(1, 2),
+        lambda: reduced(x, 16, 24, convolution),
+    ):
+        y = call()
+        grads = torch.autograd.grad((y * weights).sum(), (x, *convolution.parameters()))
+        results.append((y.detach(), *grads))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+    assert bool(calls) == _native.matrix_unit()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -20,9 +20,9 @@ LARGEST_KERNEL = 16
 FEW_PIXELS = 128
 #: Below so many input or output channels Winograd's transforms cost what its products save.
 ENOUGH_CHANNELS = 64
-#: Fewer rows, channels or sums AMX does not multiply faster in float32, see
+#: Fewer rows or channels AMX does not multiply faster in float32, see
 #: csrc/common/cpu_matrix_parts.h, and fewer products are done in the time of the call.
-SMALLEST_PRODUCT, ENOUGH_PRODUCTS = 32, 1 << 22
+FEWEST_ROWS, FEWEST_CHANNELS, ENOUGH_PRODUCTS = 16, 32, 1 << 22
 #: Up to so many pixels of the coarse image AMX multiplies windows faster than PyTorch convolves.
 MOST_PIXELS = 1 << 12
 #: Winograd's tiles are four times the image; larger than the cache, they cost what they save.
@@ -31,8 +31,8 @@ LARGEST_TILES = 8 << 20
 
 def product_pays(rows: int, weight: Tensor) -> bool:
     """Whether AMX gains more on the float32 product of so many rows than the call costs."""
-    fits = weight.dtype == torch.float32 and min(rows, *weight.shape[:2]) >= SMALLEST_PRODUCT
-    return fits and rows * weight.numel() >= ENOUGH_PRODUCTS
+    fits = rows >= FEWEST_ROWS and min(weight.shape[:2]) >= FEWEST_CHANNELS
+    return fits and weight.dtype == torch.float32 and rows * weight.numel() >= ENOUGH_PRODUCTS
 
 
 def _why_not_cpu(x: Tensor, *rest: Any) -> str | None:
