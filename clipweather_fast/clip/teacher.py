@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from clipweather_fast._autocast import no_autocast
 from clipweather_fast.clip import _towers
 from clipweather_fast.clip.preprocessing import CLIP_MEAN, CLIP_STD, check_image, normalised
 from clipweather_fast.clip.weights import Weights
@@ -72,7 +72,7 @@ class Teacher(nn.Module):
                 f"{self.who}: image must be at least 32 × 32, got {tuple(image.shape)}; pad it"
             )
         trunk = cast(Any, self.trunk)
-        with _no_autocast(image.device.type):
+        with no_autocast(image.device.type):
             pixels = normalised(image.float(), CLIP_MEAN, CLIP_STD)
             stem: Tensor = trunk.stem(pixels.to(next(self.parameters()).dtype))
             second: Tensor = trunk.layer2(trunk.layer1(stem))
@@ -100,10 +100,3 @@ class Teacher(nn.Module):
         n = weather.shape[0]
         maps = self(torch.cat((weather, clean)))
         return [both[:n] for both in maps], [both[n:] for both in maps]
-
-
-def _no_autocast(device: str) -> AbstractContextManager[object]:
-    # The meta device, on which shapes are computed, knows no autocast and objects to the word.
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()

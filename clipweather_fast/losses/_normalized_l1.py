@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clipweather_fast._autocast import no_autocast
 from clipweather_fast.losses._channel_pool import ChannelPool
-from clipweather_fast.losses._pictures import no_autocast, wide
+from clipweather_fast.losses._pictures import wide
 
 __all__ = [
     "EPSILON",
@@ -116,7 +117,7 @@ class _NormalizedL1(torch.autograd.Function):
         residual, target, pictures, along_pictures = ctx.saved_tensors
         grad_residual = torch.empty_like(residual)
         scale = grad / target.numel()
-        with no_autocast(residual):
+        with no_autocast(residual.device.type):
             pool = ChannelPool(residual.shape[1], target.shape[1], target)
             for piece in pieces(residual):
                 part = pool(wide(residual[piece]))
@@ -163,6 +164,6 @@ def normalized_l1(residual: Tensor, target: Tensor, normalization: Normalization
     Returns:
         A scalar in the target's dtype.
     """
-    with no_autocast(residual):
+    with no_autocast(residual.device.type):
         loss: Tensor = _NormalizedL1.apply(residual, target, normalization)
     return loss

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
-__all__ = ["check_pictures", "no_autocast", "reduced", "wide"]
+__all__ = ["check_pictures", "reduced", "wide"]
 
 REDUCTIONS = ("mean", "none")
 
@@ -31,13 +29,6 @@ def check_pictures(who: str, y: Tensor, truth: Tensor) -> None:
 def wide(x: Tensor) -> Tensor:
     """In float32, or float64 if it is that: squares and differences of 16 bits lose too much."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Inside, autocast rounds nothing on the device of ``x``."""
-    if torch.amp.is_autocast_available(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return nullcontext()
 
 
 def reduced(who: str, values: Tensor, reduction: str) -> Tensor:

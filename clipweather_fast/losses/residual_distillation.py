@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipweather_fast._autocast import no_autocast
 from clipweather_fast.losses._channel_pool import ChannelPool
 from clipweather_fast.losses._normalized_l1 import (
     EPSILON,
@@ -23,7 +24,7 @@ from clipweather_fast.losses._normalized_l1 import (
     picture_lengths,
     pieces,
 )
-from clipweather_fast.losses._pictures import no_autocast, wide
+from clipweather_fast.losses._pictures import wide
 from clipweather_fast.models._encoder import ResidualPlace
 
 __all__ = ["STAGE_MAP", "residual_distillation", "residual_projections"]
@@ -229,7 +230,7 @@ def _target(
     target = torch.empty(
         (n, channels, h, w), dtype=dtype, device=student.device, memory_format=layout
     )
-    with no_autocast(student):
+    with no_autocast(student.device.type):
         same = weather.shape[2:] == (h, w)
         pool = ChannelPool(weather.shape[1], channels, target)
         # Where rows are pooled as well, a piece is made of whole pictures.

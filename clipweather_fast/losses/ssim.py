@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipweather_fast.losses._pictures import check_pictures, no_autocast, reduced, wide
+from clipweather_fast._autocast import no_autocast
+from clipweather_fast.losses._pictures import check_pictures, reduced, wide
 
 __all__ = ["ssim", "ssim_loss"]
 
@@ -44,7 +45,7 @@ def ssim(y: Tensor, truth: Tensor, *, reduction: str = "mean") -> Tensor:
             f"ssim: sides must be at least {WINDOW}, the window's, got {tuple(y.shape)}; "
             "leave the term out for pictures this small"
         )
-    with no_autocast(y):
+    with no_autocast(y.device.type):
         a, b = wide(y), wide(truth)
         # The variances count only in their sum. The truth's own mean stands apart: as a rule it
         # needs no gradient.

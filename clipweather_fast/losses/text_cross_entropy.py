@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipweather_fast.losses._pictures import no_autocast, wide
+from clipweather_fast._autocast import no_autocast
+from clipweather_fast.losses._pictures import wide
 
 __all__ = ["text_cross_entropy"]
 
@@ -41,7 +42,7 @@ def text_cross_entropy(
         TypeError, ValueError: if dtypes or shapes do not go together, or τ is not positive.
     """
     _check(projected_prior, text_features, labels, temperature)
-    with no_autocast(projected_prior):
+    with no_autocast(projected_prior.device.type):
         p = F.normalize(wide(projected_prior), dim=1)
         t = F.normalize(wide(text_features.detach()).to(p.dtype), dim=1)
         logarithms = F.log_softmax(temperature * (p @ t.T), dim=1)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from clipweather_fast._autocast import no_autocast
 from clipweather_fast.models._frozen import form_dtype
 from clipweather_fast.models.config import ClipWeatherConfig
 
 if TYPE_CHECKING:
     from clipweather_fast.clip import PriorEncoder
 
-__all__ = ["FrozenPrior", "built_encoder", "no_autocast"]
+__all__ = ["FrozenPrior", "built_encoder"]
 
 #: Several threads may restore with one network; the first of them builds its encoder.
 _building = Lock()
@@ -101,11 +101,3 @@ def built_encoder(config: ClipWeatherConfig) -> nn.Module:
             f"{encoder.dim}, but prior_dim is {config.prior_dim}"
         )
     return encoder
-
-
-def no_autocast(device: str) -> AbstractContextManager[object]:
-    """Within it layers on a device compute in the dtype of their tensors."""
-    # The meta device, on which shapes are computed, knows no autocast and objects to the word.
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()

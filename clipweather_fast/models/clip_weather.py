@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from clipweather_fast._autocast import no_autocast
 from clipweather_fast.models._conv_decoder import ConvDecoder, Detail
 from clipweather_fast.models._encoder import Encoder, ResidualPlace
 from clipweather_fast.models._frozen import frozen_form
-from clipweather_fast.models._frozen_prior import FrozenPrior, built_encoder, no_autocast
+from clipweather_fast.models._frozen_prior import FrozenPrior, built_encoder
 from clipweather_fast.models._prior_embedding import PriorEmbedding, PriorHead
 from clipweather_fast.models.config import ClipWeatherConfig
 from clipweather_fast.models.network import RestorationNetwork

@@ -28,7 +28,7 @@ class MatrixProducts {
   MatrixProducts(const MatrixProducts&) = delete;
   MatrixProducts& operator=(const MatrixProducts&) = delete;
 
-  void add(const PairProduct<Out>& p) {
+  void add(const PanelProduct<uint32_t, Out>& p) {
     if (p.columns > kSide)
       add_columns<2>(p);
     else
@@ -52,13 +52,13 @@ class MatrixProducts {
   };
 
   template <int kWide>
-  void add_columns(const PairProduct<Out>& p) {
-    const int64_t rest = p.pairs % kSide;
+  void add_columns(const PanelProduct<uint32_t, Out>& p) {
+    const int64_t rest = p.depth % kSide;
     // The panel's last pairs that make no whole step: zeros follow.
     alignas(64) uint32_t last[kSide * kPanel];
     if (rest > 0) {
       std::memset(last, 0, sizeof last);
-      std::memcpy(last, p.panel + (p.pairs - rest) * kPanel,
+      std::memcpy(last, p.panel + (p.depth - rest) * kPanel,
                   static_cast<size_t>(rest * kPanel) * sizeof(uint32_t));
     }
     constexpr bool kSums = sizeof(Out) == sizeof(float) && std::is_same_v<After, AsTheyAre>;
@@ -87,9 +87,10 @@ class MatrixProducts {
 
   // The sums stay in the registers; those that wait are finished meanwhile.
   template <int kHigh, int kWide>
-  void multiply(const PairProduct<Out>& p, int64_t m, int64_t rows, const uint32_t* rest) {
+  void multiply(const PanelProduct<uint32_t, Out>& p, int64_t m, int64_t rows,
+                const uint32_t* rest) {
     const uint32_t *a = p.a + m * p.a_row, *panel = p.panel;
-    const int64_t steps = p.pairs / kSide, whole = steps * kSide;
+    const int64_t steps = p.depth / kSide, whole = steps * kSide;
     const bool fetches = p.rows <= kSide;
     const int64_t between = steps < kManySteps ? 0 : ceil_div(waiting_.rows, steps);
     matrix_clear<0>();
@@ -103,9 +104,9 @@ class MatrixProducts {
       step<kHigh, kWide>(a + k, p.a_row, panel);
       finish(between);
     }
-    if (whole < p.pairs) {
+    if (whole < p.depth) {
       alignas(64) uint32_t last[2 * kSide * kSide];
-      const __mmask16 there = static_cast<__mmask16>((1u << (p.pairs - whole)) - 1);
+      const __mmask16 there = static_cast<__mmask16>((1u << (p.depth - whole)) - 1);
       for (int64_t r = 0; r < rows; ++r)
         _mm512_store_si512(last + r * kSide,
                            _mm512_maskz_loadu_epi32(there, a + r * p.a_row + whole));

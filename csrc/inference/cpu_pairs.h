@@ -13,7 +13,7 @@ namespace CLIPWEATHER_ISA {
 
 #if defined(__AMX_BF16__)
 template <class Out>
-inline void multiply(const PairProduct<Out>& p) {
+inline void multiply(const PanelProduct<uint32_t, Out>& p) {
   MatrixProducts<Out>().add(p);
 }
 #else
@@ -34,7 +34,7 @@ CLIPWEATHER_INLINE Vector<float> add_pair(Vector<float> sum, uint32_t a, VectorU
 }
 
 template <int kRows, int kVectors, class Out>
-CLIPWEATHER_INLINE void pair_block(const PairProduct<Out>& p, int64_t m, int64_t n) {
+CLIPWEATHER_INLINE void pair_block(const PanelProduct<uint32_t, Out>& p, int64_t m, int64_t n) {
   constexpr int64_t kStep = kLanes<float>;
   Vector<float> sum[kRows][kVectors];
 #pragma GCC unroll 2
@@ -45,7 +45,7 @@ CLIPWEATHER_INLINE void pair_block(const PairProduct<Out>& p, int64_t m, int64_t
   }
   const uint32_t *a = p.a + m * p.a_row, *panel = p.panel + n;
   const int64_t a_row = p.a_row;
-  for (int64_t k = 0; k < p.pairs; ++k, panel += kPanel) {
+  for (int64_t k = 0; k < p.depth; ++k, panel += kPanel) {
     VectorU32 b[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
@@ -66,7 +66,7 @@ CLIPWEATHER_INLINE void pair_block(const PairProduct<Out>& p, int64_t m, int64_t
 }
 
 template <int kRows, int kVectors, class Out>
-inline void pair_rows(int64_t count, const PairProduct<Out>& p, int64_t m, int64_t n) {
+inline void pair_rows(int64_t count, const PanelProduct<uint32_t, Out>& p, int64_t m, int64_t n) {
   if (count == kRows) {
     pair_block<kRows, kVectors>(p, m, n);
     return;
@@ -75,7 +75,7 @@ inline void pair_rows(int64_t count, const PairProduct<Out>& p, int64_t m, int64
 }
 
 template <class Out>
-inline void multiply(const PairProduct<Out>& p) {
+inline void multiply(const PanelProduct<uint32_t, Out>& p) {
   constexpr int64_t kStep = kLanes<float>;
   const int64_t groups = ceil_div(p.rows, kRowsAtOnce);
   for (int64_t n = 0; n < p.columns; n += 2 * kStep)

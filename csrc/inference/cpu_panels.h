@@ -12,33 +12,23 @@ namespace CLIPWEATHER_ISA {
 inline constexpr int64_t kAhead = 32;
 inline constexpr int64_t kPanelDepth = 512;  // rows of a panel: 64 KB, read again from L2
 
+// E: what is multiplied, float or pairs of bfloat16 (see cpu_pairs.h); Out: numbers of C.
+template <class E, class Out>
 struct PanelProduct {
-  const float* a;  // (rows, K), a_row apart
+  const E* a;  // (rows, depth), a_row apart
   int64_t a_row;
-  const float* panel;
-  const float* bias;  // of the panel's columns, or null
-  float* c;           // (rows, columns), c_row apart
-  int64_t c_row;
-  int64_t rows, columns, k;  // columns: a multiple of kPart
-};
-
-// The same in bfloat16; see cpu_pairs.h.
-template <class Out>
-struct PairProduct {
-  const uint32_t* a;  // (rows, K / 2) pairs, a_row apart
-  int64_t a_row;
-  const uint32_t* panel;
+  const E* panel;
   const float* bias;  // of the panel's columns, or null
   Out* c;             // (rows, columns), c_row apart
   int64_t c_row;
-  int64_t rows, columns, pairs;  // columns: a multiple of kPart
+  int64_t rows, columns, depth;  // columns: a multiple of kPart; depth: K, or its pairs
 };
 
-inline void multiply(const PanelProduct& p) {
+inline void multiply(const PanelProduct<float, float>& p) {
   constexpr int64_t kStep = kLanes<float>;
   alignas(64) static constexpr float kZeros[2 * kStep] = {};
   const int64_t groups = ceil_div(p.rows, kRowsAtOnce);
-  for (int64_t k = 0; k < p.k; k += kPanelDepth)
+  for (int64_t k = 0; k < p.depth; k += kPanelDepth)
     for (int64_t n = 0; n < p.columns; n += 2 * kStep)
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t m = p.rows * group / groups, after = p.rows * (group + 1) / groups;
@@ -49,7 +39,7 @@ inline void multiply(const PanelProduct& p) {
                                1,
                                p.panel + k * kPanel + n,
                                kPanel,
-                               p.k - k < kPanelDepth ? p.k - k : kPanelDepth,
+                               p.depth - k < kPanelDepth ? p.depth - k : kPanelDepth,
                                k == 0 ? first : c,
                                k == 0 ? 0 : p.c_row,
                                c,

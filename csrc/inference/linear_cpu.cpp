@@ -44,19 +44,18 @@ void activate(LinearActivation activation, Out* rows, int64_t count, int64_t col
 
 // Products by panels, of rows [begin, end) of x. E: what x and the weight are read as, float or
 // pairs of bfloat16; Out: numbers of y.
-template <class P, class E, class Out>
+template <class E, class Out>
 struct Layer {
   const LinearArgs& args;
   int64_t k;
-  int64_t P::* depth;
 
-  P product(int64_t begin, int64_t end, int64_t column) const {
-    P p{};
+  PanelProduct<E, Out> product(int64_t begin, int64_t end, int64_t column) const {
+    PanelProduct<E, Out> p{};
     p.a = static_cast<const E*>(args.x) + begin * k, p.a_row = k;
     p.panel = static_cast<const E*>(args.weight) + column * k;
     p.bias = args.bias == nullptr ? nullptr : args.bias + column;
     p.c = static_cast<Out*>(args.y) + begin * args.n + column, p.c_row = args.n;
-    p.rows = end - begin, p.*depth = k;
+    p.rows = end - begin, p.depth = k;
     p.columns = args.n - column < kPanel ? args.n - column : kPanel;
     return p;
   }
@@ -79,11 +78,11 @@ struct Layer {
   }
 };
 
-template <class P, class E, class Out>
-void run(const Layer<P, E, Out>& layer) {
+template <class E, class Out>
+void run(const Layer<E, Out>& layer) {
   const LinearActivation activation = layer.args.activation;
   layer.in_parts(1, [&](int64_t begin, int64_t end, int64_t panel, int64_t) {
-    const P p = layer.product(begin, end, panel * kPanel);
+    const PanelProduct<E, Out> p = layer.product(begin, end, panel * kPanel);
     multiply(p);
     if (activation != LinearActivation::kNone)
       activate(activation, p.c, p.rows, p.columns, p.c_row);
@@ -102,7 +101,7 @@ struct Swish {
 
 // The sums pass through the activation while the unit multiplies.
 template <class After>
-void run_by_unit(const Layer<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>& layer) {
+void run_by_unit(const Layer<uint32_t, bfloat16_t>& layer) {
   layer.in_parts(layer.args.n, [&](int64_t begin, int64_t end, int64_t first, int64_t after) {
     MatrixProducts<bfloat16_t, After> products;
     for (int64_t panel = first; panel < after; ++panel)
@@ -111,7 +110,7 @@ void run_by_unit(const Layer<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>& lay
 }
 
 template <>
-void run(const Layer<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>& layer) {
+void run(const Layer<uint32_t, bfloat16_t>& layer) {
   switch (layer.args.activation) {
     case LinearActivation::kNone:
       return run_by_unit<AsTheyAre>(layer);
@@ -128,10 +127,9 @@ void run(const Layer<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>& layer) {
 void linear(const LinearArgs& args) {
   if (args.m == 0) return;
   if (args.type == DType::kBFloat16)
-    run(Layer<PairProduct<bfloat16_t>, uint32_t, bfloat16_t>{args, args.k / 2,
-                                                             &PairProduct<bfloat16_t>::pairs});
+    run(Layer<uint32_t, bfloat16_t>{args, args.k / 2});
   else
-    run(Layer<PanelProduct, float, float>{args, args.k, &PanelProduct::k});
+    run(Layer<float, float>{args, args.k});
 }
 
 }  // namespace CLIPWEATHER_ISA

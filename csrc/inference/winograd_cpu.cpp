@@ -174,12 +174,13 @@ class Winograd {
     const int64_t live = columns_[e] - column < kPanel ? columns_[e] - column : kPanel;
     float* c = floats + room.product[e] + column;
     if constexpr (sizeof(T) == sizeof(float)) {
-      multiply(PanelProduct{a, entered_row_, panel, nullptr, c, room.product_row[e], tiles, live,
-                            args_.c});
+      multiply(PanelProduct<float, float>{a, entered_row_, panel, nullptr, c, room.product_row[e],
+                                          tiles, live, args_.c});
     } else {
       const uint32_t* pairs = reinterpret_cast<const uint32_t*>(a);
-      multiply(PairProduct<float>{pairs, entered_row_ / 2, reinterpret_cast<const uint32_t*>(panel),
-                                  nullptr, c, room.product_row[e], tiles, live, args_.c / 2});
+      multiply(PanelProduct<uint32_t, float>{pairs, entered_row_ / 2,
+                                             reinterpret_cast<const uint32_t*>(panel), nullptr, c,
+                                             room.product_row[e], tiles, live, args_.c / 2});
     }
   }
 
