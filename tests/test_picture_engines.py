@@ -7,10 +7,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.models import picture_engines
 from benchmarks.models import picture_sides as sides
 from benchmarks.models.picture_contest import PictureSize, pictures
 from benchmarks.models.picture_engines import ENGINES, Engine, EngineUnavailable
@@ -80,6 +83,18 @@ def test_refusals_arrive_with_their_reason(name: str, exported: bytes) -> None:
         Engine(name, b"no network", SHAPE, "float32", 1)
     with pytest.raises(sides.SideUnavailable, match="CPUs only"):
         sides.build(name, SIZE, torch.float32, "cuda")
+
+
+@pytest.mark.parametrize("free", [10, 1 << 40], ids=["full", "has room"])
+def test_pictures_are_in_memory_where_it_has_room(
+    free: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(picture_engines, "_MEMORY", tmp_path)
+    usage = SimpleNamespace(free=free)
+    monkeypatch.setattr(picture_engines.shutil, "disk_usage", lambda path: usage)
+    assert picture_engines._place(1000, SHAPE) == (tmp_path if free > 10 else None)
+    monkeypatch.setattr(picture_engines, "_MEMORY", tmp_path / "missing")
+    assert picture_engines._place(1000, SHAPE) is None
 
 
 def test_what_is_not_installed_says_how_to_get_it(

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import multiprocessing
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -100,9 +102,8 @@ class Engine:
         if not installed(engine):
             raise EngineUnavailable("it is not installed: pip install clipweather_fast[bench]")
         context = multiprocessing.get_context("spawn")
-        place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
         # Both processes keep what they have opened when the folder goes.
-        with tempfile.TemporaryDirectory(dir=place) as folder:
+        with tempfile.TemporaryDirectory(dir=_place(len(content), shape)) as folder:
             order = Order(engine, Path(folder), shape, dtype, threads)
             (order.folder / "network.onnx").write_bytes(content)
             self._image, self._restored = order.pictures("image"), order.pictures("restored")
@@ -142,6 +143,14 @@ def _end(process: Any, connection: Connection) -> None:
     if process.is_alive():
         process.kill()
         process.join()
+
+
+def _place(content: int, shape: tuple[int, int, int, int]) -> Path | None:
+    """Memory, where it has room: writing to a file there that has none ends the process."""
+    needed = content + 2 * math.prod(shape) * np.dtype(np.float32).itemsize
+    if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2 * needed:
+        return _MEMORY
+    return None
 
 
 # ---- in the process of the engine ---------------------------------------------------------------
