@@ -12,13 +12,14 @@ import ctypes
 import os
 import platform
 
-__all__ = ["DEFAULT", "describe", "tune"]
+__all__ = ["DEFAULT", "describe", "tune", "tuned"]
 
 DEFAULT = "default"
 #: Parameters of mallopt(3). The mmap threshold cannot exceed 32 MiB, less than one large image, so
 #: mmap is switched off; freed memory stays: -1 means no trim.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _TUNED = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
+_state = {"tuned": False}
 #: The heap's start, so that the first calls of a case meet pages that are there.
 _HEAP = 2 << 30
 
@@ -40,11 +41,17 @@ def tune(heap: int = _HEAP) -> bool:
     if block:
         ctypes.memset(block, 1, heap)
         libc.free(block)
+    _state["tuned"] = True
     return True
 
 
-def describe(tuned: bool) -> str:
-    """What a result file says of the allocator."""
-    if not tuned:
+def tuned() -> bool:
+    """Whether this process keeps the memory it frees."""
+    return _state["tuned"]
+
+
+def describe(keeps: bool) -> str:
+    """What a result file says of the allocator, ``keeps``: :func:`tuned`."""
+    if not keeps:
         return DEFAULT
     return "tuned: glibc with M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1, heap touched beforehand"

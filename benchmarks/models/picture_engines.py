@@ -34,6 +34,8 @@ __all__ = ["ENGINES", "Engine", "EngineUnavailable", "Order", "installed"]
 
 #: Where files are memory, if the system has such a place.
 _MEMORY = Path("/dev/shm")
+#: Bytes of its heap that are taken at once; the others are there after its first call.
+_HEAP = 1 << 26
 #: Seconds that a process may take to end by itself.
 _PATIENCE = 5.0
 
@@ -60,6 +62,7 @@ class Order:
         shape: of the pictures, (N, 3, H, W).
         dtype: "float32" or "bfloat16", in which the engine computes.
         threads: that it may use.
+        tuned: whether its allocator is to keep what is freed, as that of the other process.
     """
 
     engine: str
@@ -67,6 +70,7 @@ class Order:
     shape: tuple[int, int, int, int]
     dtype: str
     threads: int
+    tuned: bool
 
     def pictures(self, name: str) -> Pictures:
         """The pictures that both processes see."""
@@ -104,7 +108,7 @@ class Engine:
         context = multiprocessing.get_context("spawn")
         # Both processes keep what they have opened when the folder goes.
         with tempfile.TemporaryDirectory(dir=_place(len(content), shape)) as folder:
-            order = Order(engine, Path(folder), shape, dtype, threads)
+            order = Order(engine, Path(folder), shape, dtype, threads, allocator.tuned())
             (order.folder / "network.onnx").write_bytes(content)
             self._image, self._restored = order.pictures("image"), order.pictures("restored")
             self._connection, theirs = context.Pipe()
@@ -158,7 +162,8 @@ def _place(content: int, shape: tuple[int, int, int, int]) -> Path | None:
 
 def _serve(connection: Connection, order: Order) -> None:
     """Builds the engine and runs it whenever asked, until the other end closes."""
-    allocator.tune()
+    if order.tuned:
+        allocator.tune(_HEAP)
     try:
         run = ENGINES[order.engine](order)
         connection.send(None)

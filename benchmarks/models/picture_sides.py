@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -229,9 +229,11 @@ def _exported(name: str, given_prior: bool) -> bytes:
 
 def prepare(names: Iterable[str], size: Any, device: str) -> None:
     """Exports for the sides that need it, before anybody is called: exporting breaks up the heap,
-    and the next call of every side of this process would take new pages."""
+    and the next call of every side of this process would take new pages. What cannot be exported
+    is the sides' to say."""
     if device == "cpu" and any(map(installed, ENGINES.keys() & set(names))):
-        _exported(size.network, size.given_prior)
+        with suppress(RuntimeError):
+            _exported(size.network, size.given_prior)
 
 
 def _engine(name: str, size: Any, dtype: torch.dtype, device: str) -> Call:

@@ -230,7 +230,7 @@ class FrozenAttention:
         self.kv = FrozenLinear.of(attention.kv, dtype)
         self.proj = FrozenLinear.of(attention.proj, dtype)
         if attention.sr_ratio > 1:
-            # Windows laid out in rows, as `modules._tokens.reduced` lays them.
+            # Windows laid out in rows, as `modules._reduction.reduced` lays them.
             weight = attention.sr.weight.permute(0, 2, 3, 1).flatten(1)
             self.sr = FrozenLinear(weight, attention.sr.bias, dtype)
             self.norm = FrozenNorm(attention.norm)

@@ -23,8 +23,9 @@ inline constexpr int64_t kPartSteps = 16;  // that are summed at once, at most
 // memory gives long pieces faster, 2 KB at twice the rate of 128 bytes.
 inline constexpr int64_t kGroupPanels = 16, kGroupSteps = 4;
 inline constexpr int64_t kPartBlocks = 96;  // of A, packed at once: 576 KB, which stay in L2
-// From so many numbers on a weight's gradient goes past the caches: it is not read soon, and lines
-// that are written in them have to be read first.
+inline constexpr int64_t kGroupRows = 512;  // of C, at most: more go to C and back too often
+// From so many numbers on C goes past the caches, if nobody reads it soon: lines that are written
+// in them have to be read first.
 inline constexpr int64_t kStreamedSums = 1 << 17;
 // Of a block, 32 rows or columns deep one step: three parts of two registers each. In a register
 // of A are 16 rows of 32 numbers, in one of B 16 columns' pairs of numbers. A pair is k and k + 16.
@@ -179,10 +180,10 @@ inline PartPlan plan_of(const Product<float>& p, int threads) {
   const int64_t steps = ceil_div(p.k, kPartSide), panels = ceil_div(p.n, kPartSide);
   const int64_t most = steps < kPartSteps ? steps : kPartSteps;
   if (p.b_transposed) return {most, 1, p.n > p.m, false};
-  if (p.a_row == 1) {  // a weight's gradient: B is small
-    const bool lines = p.n % 16 == 0 && reinterpret_cast<uintptr_t>(p.c) % 64 == 0;
-    return {most, 1, false, lines && steps <= kPartSteps && p.m * p.n >= kStreamedSums};
-  }
+  const bool lines = p.n % 16 == 0 && reinterpret_cast<uintptr_t>(p.c) % 64 == 0;
+  const bool streams = p.read_late && lines && steps <= kPartSteps && p.m * p.n >= kStreamedSums;
+  // Where A is transposed, C is a weight's gradient, larger than B, which was made just now.
+  if (p.a_row == 1 || p.m > kGroupRows) return {most, 1, false, streams};
   const int64_t each = ceil_div(panels, threads < 1 ? 1 : threads);
   return {steps < kGroupSteps ? steps : kGroupSteps, each < kGroupPanels ? each : kGroupPanels,
           false, false};

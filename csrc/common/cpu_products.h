@@ -28,6 +28,7 @@ struct Product {
   A* c;
   int64_t m, n, k, a_row, a_column, b_row;
   bool b_transposed;
+  bool read_late;  // C: it need not stay in cache
 };
 
 // Swaps the lanes and vectors of a square, by halves of ever smaller size.

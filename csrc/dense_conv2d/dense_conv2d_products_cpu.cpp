@@ -19,6 +19,8 @@ void multiply(const DenseConv2dProductArgs& args) {
   first.m = s.m, first.n = s.n, first.k = s.k;
   first.a_row = s.a_transposed ? 1 : s.k, first.a_column = s.a_transposed ? s.m : 1;
   first.b_row = s.b_transposed ? s.k : s.n, first.b_transposed = s.b_transposed;
+  // The gradient of a weight; of several, Winograd's, the weight's own is made at once.
+  first.read_late = s.a_transposed && s.count == 1;
   const auto number = [&](int64_t i) {
     Product<A> product = first;
     product.a += i * s.m * s.k, product.b += i * s.k * s.n, product.c += i * s.m * s.n;

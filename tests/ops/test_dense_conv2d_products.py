@@ -27,6 +27,7 @@ PRODUCTS = {
     "a weight's gradient": (GRADIENT, 70, 50, 600),
     "a large gradient": (GRADIENT, 400, 528, 16),
     "a large gradient of many steps": (GRADIENT, 300, 512, 1030),
+    "a large gradient of uneven height": (GRADIENT, 407, 528, 300),
     "a large gradient of uneven sides": (GRADIENT, 431, 601, 64),
 }
 
