@@ -50,8 +50,8 @@ def tuned() -> bool:
     return _state["tuned"]
 
 
-def describe(keeps: bool) -> str:
-    """What a result file says of the allocator, ``keeps``: :func:`tuned`."""
-    if not keeps:
+def describe() -> str:
+    """What a result file says of the allocator."""
+    if not tuned():
         return DEFAULT
     return "tuned: glibc with M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1, heap touched beforehand"

@@ -62,7 +62,8 @@ class Run:
         scope, device = _scope(config), option.bench_device
         quick = scope == "quick"
         heap = {"heap": 1 << 28} if quick or device == "cuda" else {}
-        self.tuned = option.bench_allocator == "tuned" and allocator.tune(**heap)
+        if option.bench_allocator == "tuned":
+            allocator.tune(**heap)
         facts = machine.facts(device)
         self.settings = Settings(
             device=device,
@@ -97,7 +98,7 @@ class Run:
                 "scope": settings.scope,
                 "threads": settings.threads,
                 "clock": "processor time" if settings.cpu_clock else "wall",
-                "allocator": allocator.describe(self.tuned),
+                "allocator": allocator.describe(),
                 "seconds_per_case": settings.seconds,
                 "roofs": roofs.measured(settings.device),
             }

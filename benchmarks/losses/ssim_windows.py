@@ -80,13 +80,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    tuned = allocator.tune()
+    allocator.tune()
     found = {}
     for side in SIDES:
         found[str(side)] = row(side)
         print(f"{side}: {found[str(side)]['ratio']:.1f} times the matrix's time", flush=True)
     facts = {"pictures": PICTURES, "threads": options.threads, "clock": "wall"}
-    path = write_figures("ssim_windows", found, allocator=allocator.describe(tuned), **facts)
+    path = write_figures("ssim_windows", found, allocator=allocator.describe(), **facts)
     print(f"written: {path.relative_to(ROOT)}")
 
 

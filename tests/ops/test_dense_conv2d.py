@@ -170,6 +170,8 @@ def test_reference_is_the_formula() -> None:
         ((4, 64, 8, 8), (64, 64, 3, 3), {"stride": 2, "padding": 1}, "cpu", "cpu"),
         ((4, 256, 8, 8), (256, 256, 1, 1), {}, "reference", "cpu"),
         ((4, 8, 8, 8), (256, 8, 1, 1), {}, "reference", "reference"),
+        ((4, 512, 2, 2), (512, 512, 1, 1), {}, "reference", "cpu"),
+        ((4, 512, 2, 1), (1024, 512, 1, 1), {}, "reference", "reference"),
     ],
 )
 @pytest.mark.parametrize("amx", [False, True])
