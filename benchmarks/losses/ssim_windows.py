@@ -1,4 +1,4 @@
-"""The SSIM loss's window as a product with a band matrix, and as a convolution.
+"""The SSIM loss by its CPU kernel, and by PyTorch: as a product with a band matrix, or convolved.
 
     python -m benchmarks.losses.ssim_windows [--threads N]
 
@@ -23,6 +23,7 @@ from benchmarks.correctness import WrongResult
 from benchmarks.figures import write_figures
 from benchmarks.results import ROOT
 from clipweather_fast.losses import ssim_loss
+from clipweather_fast.ops import use_backend
 from clipweather_fast.speed.clock import finisher, in_turn, once
 
 __all__ = ["main", "row"]
@@ -37,17 +38,17 @@ TOLERANCE = 1e-3
 SECONDS = 8.0
 
 
-def step(longest_matrix: int, y: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient, with matrices up to a side."""
+def step(backend: str, longest_matrix: int, y: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient; PyTorch's with matrices up to a side."""
     leaf = y.detach().requires_grad_()
-    with mock.patch.object(MODULE, "LONGEST_MATRIX", longest_matrix):
+    with mock.patch.object(MODULE, "LONGEST_MATRIX", longest_matrix), use_backend(backend):
         loss = ssim_loss(leaf, truth)
         (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient
 
 
 def row(side: int, seconds: float = SECONDS) -> dict[str, Any]:
-    """Times of both ways for square pictures of one side.
+    """Times of all ways for square pictures of one side.
 
     Raises:
         WrongResult: they do not give the same.
@@ -55,21 +56,27 @@ def row(side: int, seconds: float = SECONDS) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(side)
     truth = torch.rand(PICTURES, 3, side, side, generator=generator)
     y = (truth + 0.1 * torch.randn(truth.shape, generator=generator)).clamp(0, 1)
-    ways = {"matrix": side, "convolution": 0}
+    ways = {"kernel": ("cpu", side), "matrix": ("reference", side), "convolution": ("reference", 0)}
     calls: dict[str, Callable[[], Any]] = {
-        name: partial(step, longest, y, truth) for name, longest in ways.items()
+        name: partial(step, *way, y, truth) for name, way in ways.items()
     }
-    (loss, gradient), (other, expected) = (call() for call in calls.values())
-    apart = float((gradient - expected).abs().max() / expected.abs().max())
-    if not (torch.allclose(loss, other, rtol=1e-4) and apart <= TOLERANCE):
-        raise WrongResult(f"ssim_windows: at {side} the gradients differ by {apart:.2g}")
+    *found, (other, expected) = (call() for call in calls.values())
+    apart = 0.0
+    for name, (loss, gradient) in zip(ways, found, strict=False):
+        distance = float((gradient - expected).abs().max() / expected.abs().max())
+        if not (torch.allclose(loss, other, rtol=1e-4) and distance <= TOLERANCE):
+            raise WrongResult(
+                f"ssim_windows: at {side} the {name} is {distance:.2g} off"
+            )
+        apart = max(apart, distance)
     finish = finisher(torch.device("cpu"))
     first = {name: once(call, finish) for name, call in calls.items()}
     times = in_turn(calls, first, limit=seconds, finish=finish)
-    found = {f"{name}_s": it.median for name, it in times.items()}
+    medians = {f"{name}_s": it.median for name, it in times.items()}
     return {
-        **found,
-        "ratio": found["convolution_s"] / found["matrix_s"],
+        **medians,
+        "ratio": medians["convolution_s"] / medians["matrix_s"],
+        "of_kernel": medians["matrix_s"] / medians["kernel_s"],
         "rounds": times["matrix"].rounds,
         "gradients_apart": apart,
     }
@@ -84,7 +91,12 @@ def main() -> None:
     found = {}
     for side in SIDES:
         found[str(side)] = row(side)
-        print(f"{side}: {found[str(side)]['ratio']:.1f} times the matrix's time", flush=True)
+        ratios = found[str(side)]
+        print(
+            f"{side}: a convolution takes {ratios['ratio']:.1f} times the matrix's time, "
+            f"the matrix {ratios['of_kernel']:.1f} times the kernel's",
+            flush=True,
+        )
     facts = {"pictures": PICTURES, "threads": options.threads, "clock": "wall"}
     path = write_figures("ssim_windows", found, allocator=allocator.describe(), **facts)
     print(f"written: {path.relative_to(ROOT)}")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clipweather_fast._autocast import no_autocast
 from clipweather_fast.losses._pictures import check_pictures, reduced, wide
+from clipweather_fast.losses._ssim_cpu import kernel_serves, similarity
 
 __all__ = ["ssim", "ssim_loss"]
 
 WINDOW = 11
 SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2
+_GAUSSIAN = [math.exp(-0.5 * ((i - WINDOW // 2) / SIGMA) ** 2) for i in range(WINDOW)]
+WEIGHTS = tuple(value / sum(_GAUSSIAN) for value in _GAUSSIAN)
 #: Up to this side a product with a matrix is faster than a convolution.
 LONGEST_MATRIX = 1024
 
@@ -27,7 +32,9 @@ def ssim(y: Tensor, truth: Tensor, *, reduction: str = "mean") -> Tensor:
 
     Only windows that lie inside the picture count, and variances are those of the population, as
     in scikit-image with ``gaussian_weights``. torchmetrics has the same values there, and counts
-    those of mirrored borders as well.
+    those of mirrored borders as well. On the CPU values and gradient are one pass over the pictures
+    (csrc/losses/ssim_cpu.cpp); where ``truth`` needs a gradient too, and elsewhere, PyTorch's
+    operators compute.
 
     Args:
         y, truth: (N, C, H, W), sides at least 11; neither is clamped.
@@ -47,15 +54,11 @@ def ssim(y: Tensor, truth: Tensor, *, reduction: str = "mean") -> Tensor:
         )
     with no_autocast(y.device.type):
         a, b = wide(y), wide(truth)
-        # The variances count only in their sum. The truth's own mean stands apart: as a rule it
-        # needs no gradient.
-        moments = _means(torch.stack((a, a * a + b * b, a * b)))
-        mean_b = _means(b)
-        mean_a, both, ab = moments.unbind()
-        product, squares = mean_a * mean_b, mean_a.square() + mean_b.square()
-        similar = (2 * product + C1) * (2 * (ab - product) + C2)
-        values = similar / ((squares + C1) * (both - squares + C2))
-        return reduced("ssim", values.mean((1, 2, 3)), reduction)
+        if kernel_serves(a, b):
+            values = similarity(a, b, WEIGHTS, (C1, C2), _plain)
+        else:
+            values = _plain(a, b)
+        return reduced("ssim", values, reduction)
 
 
 def ssim_loss(y: Tensor, truth: Tensor) -> Tensor:
@@ -64,6 +67,18 @@ def ssim_loss(y: Tensor, truth: Tensor) -> Tensor:
     Arguments and errors as :func:`ssim`.
     """
     return 1.0 - ssim(y, truth)
+
+
+def _plain(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM of each picture (N,) by PyTorch's operators."""
+    # The variances count only in their sum. The truth's own mean stands apart: as a rule it
+    # needs no gradient.
+    moments = _means(torch.stack((a, a * a + b * b, a * b)))
+    mean_b = _means(b)
+    mean_a, both, ab = moments.unbind()
+    product, squares = mean_a * mean_b, mean_a.square() + mean_b.square()
+    similar = (2 * product + C1) * (2 * (ab - product) + C2)
+    return (similar / ((squares + C1) * (both - squares + C2))).mean((1, 2, 3))
 
 
 def _means(maps: Tensor) -> Tensor:
