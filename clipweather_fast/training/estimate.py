@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clipweather_fast.training.adam import Adam
 from clipweather_fast.training.config import TrainingConfig
 from clipweather_fast.training.processes import Processes
 from clipweather_fast.training.task import Progress, Task
@@ -79,7 +80,7 @@ def estimate(task: Task, config: TrainingConfig, steps: int = 2) -> Estimate:
         module.to(processes.device)
     task.student = student = processes.wrapped(task.student).train()
     parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=1e-9, fused=not processes.sharded)
+    optimizer = Adam(parameters, lr=1e-9, fused=not processes.sharded)
     micro = max(1, config.data.batch // (config.run.accumulate * processes.world))
     tried = micro if processes.device.type == "cuda" else min(micro, MOST_TRIED)
     batch = task.example(tried)

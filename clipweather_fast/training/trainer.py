@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clipweather_fast.restore.aside import written_aside
+from clipweather_fast.training.adam import Adam, AdamW
 from clipweather_fast.training.checkpoint import Checkpoints, occupied
 from clipweather_fast.training.config import TrainingConfig, written
 from clipweather_fast.training.ema import Ema
@@ -99,7 +100,7 @@ class Trainer:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         section = self.config.optimizer
-        kind = torch.optim.AdamW if section.weight_decay else torch.optim.Adam
+        kind = AdamW if section.weight_decay else Adam
         first, second = section.betas
         return kind(
             self.processes.groups(self.parameters),
