@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipweather_fast import ops
 from clipweather_fast.modules._observation import observed
-from clipweather_fast.modules._tokens import as_image, as_tokens
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._backends import requested_backend
 from clipweather_fast.ops._direct import dispatcher_idle
+from clipweather_fast.ops.dense_conv2d.linear import linear_product
 from clipweather_fast.ops.dense_conv2d.op import product_pays
 
 __all__ = ["linear", "mixed"]
@@ -22,7 +21,7 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     :func:`mixed`. Whoever patches or observes it meets PyTorch's layer."""
     plain = type(layer) is nn.Linear and not observed(layer) and "forward" not in vars(layer)
     if plain and _gains(x, layer.weight):
-        return _product(x, layer.weight, layer.bias)
+        return linear_product(x, layer.weight, layer.bias)
     y: Tensor = layer(x)
     return y
 
@@ -32,11 +31,10 @@ def mixed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     PyTorch's.
 
     That is float32 on processors with AMX, on more than a few tokens; see
-    csrc/common/cpu_matrix_parts.h. To the operator it is a convolution of one pixel. Whoever
-    compiles, exports, transforms or counts operators, or puts another kind of tensor in, meets
-    PyTorch's. Second derivatives of ours are refused, as of the operators around it.
+    csrc/common/cpu_matrix_parts.h. Whoever compiles, exports, transforms or counts operators, or
+    puts another kind of tensor in, meets PyTorch's.
     """
-    return _product(x, weight, bias) if _gains(x, weight) else F.linear(x, weight, bias)
+    return linear_product(x, weight, bias) if _gains(x, weight) else F.linear(x, weight, bias)
 
 
 def _gains(x: Tensor, weight: Tensor) -> bool:
@@ -50,9 +48,3 @@ def _gains(x: Tensor, weight: Tensor) -> bool:
         and dispatcher_idle((x, weight))
         and product_pays(x.shape[0] * x.shape[1], weight)
     )
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    image = as_image(x.contiguous(), x.shape[1], 1)
-    y: Tensor = ops.dense_conv2d(image, weight[:, :, None, None], bias, backend="cpu")
-    return as_tokens(y)

@@ -58,8 +58,19 @@ struct DenseConv2dProductArgs {
   int threads;
 };
 
+// The gradients of y = x W^T + bias for dense rows x (rows, inputs), y (rows, outputs) and W
+// (outputs, inputs): what is null is not wanted.
+struct DenseConv2dGradientArgs {
+  const void *grad_y, *x, *weight;
+  void *grad_x, *grad_weight, *grad_bias;
+  int64_t rows, inputs, outputs;
+  DType dtype;
+  int threads;
+};
+
 }  // namespace clipweather
 
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_windows, DenseConv2dArgs)
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_winograd, DenseConv2dArgs)
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_products, DenseConv2dProductArgs)
+CLIPWEATHER_CPU_KERNEL(dense_conv2d_gradients, DenseConv2dGradientArgs)

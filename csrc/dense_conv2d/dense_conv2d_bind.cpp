@@ -34,6 +34,23 @@ void products(Address a, Address b, Address bias, Address c, const std::array<in
   CLIPWEATHER_CPU_CALL(dense_conv2d_products, args);
 }
 
+// size: rows, inputs, outputs. What is 0 of the gradients is not wanted.
+void gradients(Address grad_y, Address x, Address weight, Address grad_x, Address grad_weight,
+               Address grad_bias, const std::array<int64_t, 3>& size, int dtype, int threads) {
+  const DenseConv2dGradientArgs args{pointer<void>(grad_y),
+                                     pointer<void>(x),
+                                     pointer<void>(weight),
+                                     pointer<void>(grad_x),
+                                     pointer<void>(grad_weight),
+                                     pointer<void>(grad_bias),
+                                     size[0],
+                                     size[1],
+                                     size[2],
+                                     static_cast<DType>(dtype),
+                                     threads};
+  CLIPWEATHER_CPU_CALL(dense_conv2d_gradients, args);
+}
+
 }  // namespace
 }  // namespace clipweather
 
@@ -41,5 +58,7 @@ CLIPWEATHER_BINDINGS(dense_conv2d) {
   module.def("dense_conv2d_step_cpu", &clipweather::step,
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("dense_conv2d_products_cpu", &clipweather::products,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("dense_conv2d_gradients_cpu", &clipweather::gradients,
              pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipweather_fast import ops
 from clipweather_fast.modules import _linear
 from clipweather_fast.modules._linear import linear
 from clipweather_fast.modules._reduction import reduced
@@ -21,13 +20,13 @@ def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
     if request.param:
         monkeypatch.setattr(_linear._native, "matrix_unit", lambda: True)
     found: list[str] = []
-    convolve = ops.dense_conv2d
+    product = _linear.linear_product
 
-    def counted(*arguments: object, **options: object) -> Tensor:
-        found.append("dense_conv2d")
-        return convolve(*arguments, **options)  # type: ignore[arg-type]
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        found.append("linear_product")
+        return product(x, weight, bias)
 
-    monkeypatch.setattr(ops, "dense_conv2d", counted)
+    monkeypatch.setattr(_linear, "linear_product", counted)
     return found
 
 
@@ -59,6 +58,33 @@ def test_without_bias_and_with_few_tokens(calls: list[str]) -> None:
     called = len(calls)
     torch.testing.assert_close(linear(x[:1, :5], layer), layer(x[:1, :5]))
     assert len(calls) == called
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
+def test_gradients_that_nobody_wants_are_not_computed(calls: list[str], frozen: str) -> None:
+    x, layer = inputs()
+    tensors = {"x": x, "weight": layer.weight, "bias": layer.bias}
+    tensors[frozen].requires_grad_(False)
+    wanted = [tensor for tensor in tensors.values() if tensor.requires_grad]
+    ours, theirs = (
+        torch.autograd.grad(y.square().sum(), wanted) for y in (linear(x, layer), layer(x))
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
+
+
+def test_second_derivatives_and_batches_of_gradients(calls: list[str]) -> None:
+    """A penalty on gradients, and a Jacobian by vmap: both are PyTorch's."""
+    x, layer = inputs()
+    found = []
+    for call in (layer, lambda x: linear(x, layer)):
+        (gradient,) = torch.autograd.grad(call(x).square().sum(), x, create_graph=True)
+        second = torch.autograd.grad(gradient.square().sum(), layer.weight)[0]
+        rows = torch.eye(160)[:3].view(3, 1, 1, 160).expand(3, *x.shape[:2], 160)
+        batch = torch.autograd.grad(call(x), layer.weight, rows, is_grads_batched=True)[0]
+        found.append((second, batch))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
 
 
 def test_windows_that_are_reduced_go_the_same_way(calls: list[str]) -> None:

@@ -50,9 +50,13 @@ class TestDenseConv2d(OpTests):
         "up_from_one_pixel": {**UP, "shape": (2, 17, 1, 1)},
         "same_of_one_row": {**SAME, "shape": (1, 6, 1, 9)},
         "same_of_one_channel": {**SAME, "shape": (1, 1, 6, 7), "out": 1},
+        # Beyond 128 pixels AMX, too, computes these by Winograd's tiles.
+        "same_of_many_pixels": {**SAME, "shape": (2, 5, 9, 8), "out": 6},
+        "same_of_many_pixels_and_odd_sides": {**SAME, "shape": (1, 33, 13, 11), "out": 19},
+        "same_of_a_long_row": {**SAME, "shape": (3, 17, 1, 47), "out": 4},
         "no_image": {**SAME, "shape": (0, 17, 5, 6)},
     }
-    representative = ("same", "up")
+    representative = ("same", "up", "same_of_many_pixels")
     tiny = {
         "same": {**SAME, "shape": (1, 2, 3, 3), "out": 2},
         "up": {**UP, "shape": (1, 2, 2, 2), "out": 1},

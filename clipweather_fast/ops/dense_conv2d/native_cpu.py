@@ -17,7 +17,10 @@ from clipweather_fast.ops import _native
 from clipweather_fast.ops._buffers import filled
 from clipweather_fast.ops._layout import channels_last
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "linear", "linear_gradients"]
+
+#: Up to so many pixels AMX computes 3×3 kernels faster from windows than by Winograd's tiles.
+WINOGRAD_PIXELS = 128
 
 
 class Step(IntEnum):
@@ -47,7 +50,7 @@ def forward(
     bias = None if bias is None else bias.contiguous()
     with filled(y, image=True) as to_y:
         assert to_y is not None
-        if _by_winograd(weight, stride, padding, transposed):
+        if _by_winograd(x, weight, stride, padding, transposed):
             tiles = _tiles(Step.TILES_OF_INPUT, x)
             products = tiles.new_empty(*tiles.shape[:2], y.shape[1])
             _multiply(tiles, _kernels(weight), products, b_transposed=True)
@@ -78,18 +81,22 @@ def backward(
     """Fills the gradients of ``x``, ``weight`` and, unless it is empty, the bias."""
     x, weight, grad_y = channels_last(x), channels_last(weight), channels_last(grad_y)
     grad_x, grad_weight, grad_bias = grads
-    if grad_bias.numel():
-        torch.sum(_pixels(grad_y), 0, out=grad_bias)
+    wanted_bias = grad_bias if grad_bias.numel() else None
     with filled(grad_x, image=True) as to_x, filled(grad_weight, image=True) as to_weight:
         assert to_x is not None
         assert to_weight is not None
-        if _by_winograd(weight, stride, padding, transposed):
+        if _is_product(weight, stride, padding) and not transposed:
+            pixels = _pixels(grad_y), _pixels(x), weight.flatten(1)
+            linear_gradients(*pixels, (_pixels(to_x), to_weight.flatten(1), wanted_bias))
+            return
+        if wanted_bias is not None:
+            linear_gradients(_pixels(grad_y), None, None, (None, None, wanted_bias))
+        if _by_winograd(x, weight, stride, padding, transposed):
             _backward_by_winograd(grad_y, x, weight, to_x, to_weight)
             return
         if _is_product(weight, stride, padding):
-            one, other = (x, grad_y) if transposed else (grad_y, x)
-            _multiply(_pixels(one), _pixels(other), to_weight.flatten(1), a_transposed=True)
-            _multiply(_pixels(grad_y), weight.flatten(1), _pixels(to_x), b_transposed=transposed)
+            _multiply(_pixels(x), _pixels(grad_y), to_weight.flatten(1), a_transposed=True)
+            _multiply(_pixels(grad_y), weight.flatten(1), _pixels(to_x), b_transposed=True)
             return
         fine, coarse = (grad_y, x) if transposed else (x, grad_y)
         windows = _windows(fine, coarse, weight, stride, padding)
@@ -100,6 +107,41 @@ def backward(
             _multiply(_pixels(coarse), _matrix(weight), windows)
             frame = _frame(coarse, weight, stride, padding)
             _run(Step.IMAGE_OF_WINDOWS, windows, to_x, x.shape, None, frame)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """Fills ``y`` (…, C') with ``x`` (…, C) times ``weight`` (C', C), plus ``bias``; all dense."""
+    outputs, inputs = weight.shape
+    _native.core().dense_conv2d_products_cpu(
+        x.data_ptr(),
+        weight.data_ptr(),
+        _native.address(bias),
+        y.data_ptr(),
+        (1, x.numel() // inputs, outputs, inputs),
+        False,
+        True,
+        _native.DTYPE_CODES[x.dtype],
+        torch.get_num_threads(),
+    )
+
+
+def linear_gradients(
+    grad_y: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> None:
+    """Fills the gradients of :func:`linear`'s ``x``, ``weight`` and ``bias``, where not None."""
+    outputs = grad_y.shape[-1]
+    _native.core().dense_conv2d_gradients_cpu(
+        grad_y.data_ptr(),
+        _native.address(x),
+        _native.address(weight),
+        *map(_native.address, grads),
+        (grad_y.numel() // outputs, 0 if weight is None else weight.shape[1], outputs),
+        _native.DTYPE_CODES[grad_y.dtype],
+        torch.get_num_threads(),
+    )
 
 
 def _backward_by_winograd(
@@ -115,8 +157,12 @@ def _backward_by_winograd(
     _run(Step.WEIGHT_OF_TILES, kernels, grad_weight, weight.shape)
 
 
-def _by_winograd(weight: Tensor, stride: int, padding: int, transposed: bool) -> bool:
-    return not transposed and (weight.shape[-1], stride, padding) == (3, 1, 1)
+def _by_winograd(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool) -> bool:
+    if transposed or (weight.shape[-1], stride, padding) != (3, 1, 1):
+        return False
+    # Where AMX multiplies, transforms of the weight cost more than they save for few pixels.
+    by_amx = _native.matrix_unit() and x.dtype == torch.float32
+    return not by_amx or x.shape[0] * x.shape[2] * x.shape[3] > WINOGRAD_PIXELS
 
 
 def _is_product(weight: Tensor, stride: int, padding: int) -> bool:
