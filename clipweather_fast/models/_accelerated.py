@@ -17,7 +17,7 @@ from clipweather_fast import ops
 from clipweather_fast.models._structure import AttentionRoles, MlpRoles
 from clipweather_fast.modules._observation import observed
 from clipweather_fast.modules._reduction import reduced
-from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads, check
+from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads, check, keys_and_values
 
 __all__ = ["Accelerated", "accelerated_class"]
 
@@ -135,8 +135,7 @@ class AcceleratedAttention(Accelerated):
 
     def _keys_values(self, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
         if len(self.roles.keys_values) == 1:
-            both = by_heads(_child(self, self.roles.keys_values[0])(x), 2 * heads)
-            k, v = both[:, :, :heads], both[:, :, heads:]
+            k, v = keys_and_values(_child(self, self.roles.keys_values[0])(x), heads)
         else:
             k, v = (by_heads(_child(self, n)(x), heads) for n in self.roles.keys_values)
         return k, v

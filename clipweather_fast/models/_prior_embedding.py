@@ -14,7 +14,7 @@ from clipweather_fast.models.config import ClipWeatherConfig
 from clipweather_fast.modules import ConvMlp
 from clipweather_fast.modules._construction import initialise
 from clipweather_fast.modules._linear import linear
-from clipweather_fast.modules._tokens import as_image, by_heads
+from clipweather_fast.modules._tokens import as_image, by_heads, keys_and_values
 
 __all__ = ["DECODER_RATES", "PriorEmbedding", "PriorHead"]
 
@@ -75,8 +75,7 @@ class PriorAttention(nn.Module):
     def forward(self, x: Tensor, H: int, W: int, prior: Tensor | None) -> Tensor:
         """Tokens (N, H·W, C) to tokens; ``prior`` is p (N, prior_width), or None without one."""
         q = by_heads(linear(x, self.q), self.num_heads)
-        kv = by_heads(self._keys_values(x.shape[0], prior), 2 * self.num_heads)
-        k, v = kv[:, :, : self.num_heads], kv[:, :, self.num_heads :]
+        k, v = keys_and_values(self._keys_values(x.shape[0], prior), self.num_heads)
         out = ops.reduced_kv_attention(q, k, v)
         y: Tensor = linear(out.flatten(2), self.proj)
         return y

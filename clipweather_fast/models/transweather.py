@@ -18,7 +18,7 @@ from clipweather_fast.models.config import TransWeatherConfig
 from clipweather_fast.models.network import RestorationNetwork
 from clipweather_fast.modules import ConvMlp
 from clipweather_fast.modules._construction import initialise
-from clipweather_fast.modules._tokens import as_image, by_heads
+from clipweather_fast.modules._tokens import as_image, by_heads, keys_and_values
 
 __all__ = ["TransWeather"]
 
@@ -44,8 +44,7 @@ class QueryAttention(nn.Module):
         length = x.shape[1]
         q = by_heads(self.q(self.task_query), self.num_heads)
         q = q.index_select(1, self._nearest(length)).expand(x.shape[0], -1, -1, -1)
-        kv = by_heads(self.kv(x), 2 * self.num_heads)
-        k, v = kv[:, :, : self.num_heads], kv[:, :, self.num_heads :]
+        k, v = keys_and_values(self.kv(x), self.num_heads)
         y: Tensor = self.proj(ops.reduced_kv_attention(q, k, v).flatten(2))
         return y
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["as_image", "as_tokens", "by_heads", "check"]
+__all__ = ["as_image", "as_tokens", "by_heads", "check", "keys_and_values"]
 
 
 def check(who: str, x: Tensor, height: int, width: int) -> None:
@@ -32,3 +32,14 @@ def as_tokens(image: Tensor) -> Tensor:
 def by_heads(x: Tensor, heads: int) -> Tensor:
     """Tokens (N, L, heads·d) seen head by head, (N, L, heads, d)."""
     return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads)
+
+
+def keys_and_values(kv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Tokens (N, L, 2·heads·d), keys first, seen as keys and values (N, L, heads, d).
+
+    Their gradients become one tensor in one pass; those of slices would be filled up with zeros and
+    added.
+    """
+    both = kv.view(kv.shape[0], kv.shape[1], 2, heads, kv.shape[2] // (2 * heads))
+    k, v = both.unbind(2)
+    return k, v

@@ -10,7 +10,7 @@ from clipweather_fast.modules import _construction
 from clipweather_fast.modules._joint import joined_keys
 from clipweather_fast.modules._linear import linear
 from clipweather_fast.modules._reduction import reduced
-from clipweather_fast.modules._tokens import by_heads, check
+from clipweather_fast.modules._tokens import by_heads, check, keys_and_values
 
 __all__ = ["EfficientAttention"]
 
@@ -78,9 +78,8 @@ class EfficientAttention(nn.Module):
         s = self.sr_ratio
         # Before the queries: a tile that waits for others' keys holds none.
         kv = joined_keys(self, linear(self._reduced(x, H, W), self.kv), H // s, W // s)
-        kv = by_heads(kv, 2 * self.num_heads)
+        k, v = keys_and_values(kv, self.num_heads)
         q = by_heads(linear(x, self.q), self.num_heads)
-        k, v = kv[:, :, : self.num_heads], kv[:, :, self.num_heads :]
         if self.training and self.attn_drop.p > 0:
             out = F.scaled_dot_product_attention(
                 q.transpose(1, 2),

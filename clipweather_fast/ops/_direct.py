@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from threading import local
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 
 __all__ = [
@@ -94,15 +94,8 @@ def observer_rests() -> bool:
     return _observer.rests
 
 
-@cache
-def _ordinary(device: str) -> frozenset[int]:
-    """The dispatch keys of a plain tensor, made within and without inference mode."""
-    assert _keys_of is not None
-    found = set()
-    for inference in (False, True):
-        with unobserved(), torch.inference_mode(inference):
-            found.add(_keys_of(torch.empty(0, device=device)).raw_repr())
-    return frozenset(found)
+#: Dispatch keys of plain CPU and CUDA tensors, as numbers; those met so far.
+_ordinary: set[int] = set()
 
 
 def dispatcher_idle(arguments: tuple[Any, ...]) -> bool:
@@ -112,23 +105,34 @@ def dispatcher_idle(arguments: tuple[Any, ...]) -> bool:
     mode, a ``torch.func`` transform, forward-mode differentiation or the profiler wants to see the
     operator, and where an argument is a subclass or lazily negated, or on no CPU or CUDA device.
     """
-    if torch.compiler.is_compiling() or not _known:
+    if is_compiling() or not _known:
         return False
-    if forward_ad._current_level >= 0 or any(watcher() for watcher in _watchers):
+    if forward_ad._current_level >= 0:
         return False
+    for watcher in _watchers:
+        if watcher():
+            return False
     assert _modes is not None
     modes = _modes()
     if modes and modes > _observer.modes:
         return False
     if has_torch_function(arguments):  # of a subclass without dispatch keys of its own, or a mode
         return False
+    assert _keys_of is not None
     for argument in arguments:
-        if not isinstance(argument, Tensor):
-            continue
-        device = argument.device.type
-        if device not in ("cpu", "cuda"):
-            return False
-        assert _keys_of is not None
-        if _keys_of(argument).raw_repr() not in _ordinary(device):
-            return False
+        if isinstance(argument, Tensor):
+            keys = _keys_of(argument).raw_repr()
+            if keys not in _ordinary and not _is_ordinary(keys, argument.device.type):
+                return False
     return True
+
+
+def _is_ordinary(keys: int, device: str) -> bool:
+    """Whether plain tensors there, made within or without inference mode, have these keys."""
+    assert _keys_of is not None
+    if device not in ("cpu", "cuda"):
+        return False
+    for inference in (False, True):
+        with unobserved(), torch.inference_mode(inference):
+            _ordinary.add(_keys_of(torch.empty(0, device=device)).raw_repr())
+    return keys in _ordinary
