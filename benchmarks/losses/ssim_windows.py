@@ -65,9 +65,7 @@ def row(side: int, seconds: float = SECONDS) -> dict[str, Any]:
     for name, (loss, gradient) in zip(ways, found, strict=False):
         distance = float((gradient - expected).abs().max() / expected.abs().max())
         if not (torch.allclose(loss, other, rtol=1e-4) and distance <= TOLERANCE):
-            raise WrongResult(
-                f"ssim_windows: at {side} the {name} is {distance:.2g} off"
-            )
+            raise WrongResult(f"ssim_windows: at {side} the {name} is {distance:.2g} off")
         apart = max(apart, distance)
     finish = finisher(torch.device("cpu"))
     first = {name: once(call, finish) for name, call in calls.items()}

@@ -13,14 +13,13 @@ from clipweather_fast.ops._direct import dispatcher_idle
 from clipweather_fast.ops.dense_conv2d.linear import linear_product
 from clipweather_fast.ops.dense_conv2d.op import product_pays
 
-__all__ = ["linear", "mixed"]
+__all__ = ["gains", "linear", "mixed", "unwatched"]
 
 
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """``layer(x)`` for tokens (N, L, C); past the layer where nobody listens to it, see
     :func:`mixed`. Whoever patches or observes it meets PyTorch's layer."""
-    plain = type(layer) is nn.Linear and not observed(layer) and "forward" not in vars(layer)
-    if plain and _gains(x, layer.weight):
+    if unwatched(layer) and gains(x, layer.weight, layer.bias):
         return linear_product(x, layer.weight, layer.bias)
     y: Tensor = layer(x)
     return y
@@ -34,17 +33,29 @@ def mixed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     csrc/common/cpu_matrix_parts.h. Whoever compiles, exports, transforms or counts operators, or
     puts another kind of tensor in, meets PyTorch's.
     """
-    return linear_product(x, weight, bias) if _gains(x, weight) else F.linear(x, weight, bias)
+    if gains(x, weight, bias):
+        return linear_product(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
-def _gains(x: Tensor, weight: Tensor) -> bool:
+def unwatched(*layers: nn.Module) -> bool:
+    """Whether these are PyTorch's own Linear layers, and nobody patches or listens to one."""
+    return not observed(*layers) and all(
+        type(layer) is nn.Linear and "forward" not in vars(layer) for layer in layers
+    )
+
+
+def gains(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether our product takes ``x`` (N, L, C) times ``weight`` (C', C), and is faster."""
     return (
         _native.matrix_unit()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 3
+        and x.shape[2] == weight.shape[1]
+        and (bias is None or (bias.dtype == x.dtype and bias.shape == weight.shape[:1]))
         and not torch.is_autocast_enabled("cpu")
         and requested_backend() in ("auto", "cpu")
-        and dispatcher_idle((x, weight))
+        and dispatcher_idle((x, weight, bias))
         and product_pays(x.shape[0] * x.shape[1], weight)
     )

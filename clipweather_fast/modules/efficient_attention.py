@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
-from clipweather_fast.modules._joint import joined_keys
+from clipweather_fast.modules import _joined_layers as joined_layers
+from clipweather_fast.modules._joint import joined, joined_keys
 from clipweather_fast.modules._linear import linear
 from clipweather_fast.modules._reduction import reduced
 from clipweather_fast.modules._tokens import by_heads, check, keys_and_values
@@ -76,11 +77,19 @@ class EfficientAttention(nn.Module):
         """
         check(type(self).__name__, x, H, W)
         s = self.sr_ratio
+        source = self._reduced(x, H, W)
+        dropping = self.training and self.attn_drop.p > 0
+        if not (dropping or joined()):
+            layers = self.q, self.kv, self.proj
+            whole = joined_layers.attention(x, source, layers, self.num_heads, self.scale)
+            if whole is not None:
+                dropped: Tensor = self.proj_drop(whole)
+                return dropped
         # Before the queries: a tile that waits for others' keys holds none.
-        kv = joined_keys(self, linear(self._reduced(x, H, W), self.kv), H // s, W // s)
+        kv = joined_keys(self, linear(source, self.kv), H // s, W // s)
         k, v = keys_and_values(kv, self.num_heads)
         q = by_heads(linear(x, self.q), self.num_heads)
-        if self.training and self.attn_drop.p > 0:
+        if dropping:
             out = F.scaled_dot_product_attention(
                 q.transpose(1, 2),
                 k.transpose(1, 2),

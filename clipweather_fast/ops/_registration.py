@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipweather_fast.ops._direct import dispatcher_idle
 
-__all__ = ["call", "define", "implementation", "register_autograd"]
+__all__ = ["call", "define", "implementation", "implemented", "register_autograd"]
 
 #: The file of an op's folder that computes for a backend.
 FILES = {"cpu": "native_cpu", "cuda": "native_cuda", "triton": "triton_kernels"}
@@ -70,6 +70,12 @@ def call(name: str, *arguments: Any) -> Any:
         if name in _functions:
             return _functions[name].apply(*arguments)
     return getattr(torch.ops.clipweather_fast, name)(*arguments)
+
+
+def implemented(name: str) -> Callable[..., Any]:
+    """What computes ``clipweather_fast::<name>``: without dispatcher and gradient, for callers that
+    have both themselves."""
+    return _implementations[name]
 
 
 def _wants_gradient(arguments: tuple[Any, ...]) -> bool:

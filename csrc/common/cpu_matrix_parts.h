@@ -86,7 +86,7 @@ inline void pack_rows(const PartSource& s, uint32_t* to, bool by_k) {
       continue;
     }
     const float* from = s.from + i * s.row;
-    __builtin_prefetch(from + kPartSide), __builtin_prefetch(from + kPartSide + 16);
+    __builtin_prefetch(from + kPartSide, 0, 2), __builtin_prefetch(from + kPartSide + 16, 0, 2);
     const Parts a = parts_of(_mm512_maskz_loadu_ps(low, from));
     const Parts b = parts_of(_mm512_maskz_loadu_ps(high, from + 16));
     for (int p = 0; p < 3; ++p)
@@ -104,7 +104,7 @@ inline void pack_columns(const PartSource& s, uint32_t* to, int64_t blocks, int6
       const __mmask16 live = first_lanes(s.live - side * 16);
       const auto parts = [&](int64_t k) {
         const float* from = s.from + k * s.column + side * 16;
-        __builtin_prefetch(from + 8 * s.column);
+        __builtin_prefetch(from + 8 * s.column, 0, 2);
         return parts_of(_mm512_maskz_loadu_ps(k < s.depth ? live : __mmask16(0), from));
       };
       const Parts first = parts(pair), second = parts(pair + 16);

@@ -13,53 +13,56 @@ from torch import Tensor
 from clipweather_fast.ops._direct import dispatcher_idle
 from clipweather_fast.ops.dense_conv2d import native_cpu
 
-__all__ = ["linear_product"]
+__all__ = ["Grads", "linear_gradients", "linear_product", "linear_values"]
+
+#: Of tokens, weight and bias; None: not wanted.
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def linear_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Tokens (N, L, C) times weight (C', C), plus bias: y (N, L, C'), dense, by the CPU kernels.
 
-    The caller has found that all are ordinary CPU tensors of one dtype, float32 or float64, and
-    not empty. Second derivatives are PyTorch's.
+    The caller has found that all are ordinary CPU tensors of one dtype, float32 or float64, that
+    their shapes go together, and that none is empty. Second derivatives are PyTorch's.
     """
     x, weight = x.contiguous(), weight.contiguous()
     if torch.is_grad_enabled():
         y: Tensor = _LinearProduct.apply(x, weight, bias)
         return y
-    return _forward(x, weight, bias)
+    return linear_values(x, weight, bias)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear_values(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same of dense tensors, without a gradient."""
     y = x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
     native_cpu.linear(x, weight, bias, y)
     return y
+
+
+def linear_gradients(grad_y: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]) -> Grads:
+    """Gradients of dense ``x``, ``weight`` and bias; of those that are not ``wanted``, None."""
+    grad_x = torch.empty_like(x) if wanted[0] else None
+    grad_weight = torch.empty_like(weight) if wanted[1] else None
+    grad_bias = weight.new_empty(weight.shape[0]) if wanted[2] else None
+    native_cpu.linear_gradients(grad_y.contiguous(), x, weight, (grad_x, grad_weight, grad_bias))
+    return grad_x, grad_weight, grad_bias
 
 
 class _LinearProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _forward(x, weight, bias)
+        return linear_values(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (grad_y,) = grads
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
         x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
         if torch.is_grad_enabled() or not dispatcher_idle(grads):
-            return _differentiable(grad_y, x, weight, wanted)
-        grad_x = torch.empty_like(x) if wanted[0] else None
-        grad_weight = torch.empty_like(weight) if wanted[1] else None
-        grad_bias = weight.new_empty(weight.shape[0]) if wanted[2] else None
-        native_cpu.linear_gradients(
-            grad_y.contiguous(), x, weight, (grad_x, grad_weight, grad_bias)
-        )
-        return grad_x, grad_weight, grad_bias
+            return _differentiable(grads[0], x, weight, ctx.needs_input_grad)
+        return linear_gradients(grads[0], x, weight, ctx.needs_input_grad)
 
 
-def _differentiable(
-    grad_y: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _differentiable(grad_y: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]) -> Grads:
     """The same for whoever differentiates, transforms or watches it."""
     grad_x = grad_y @ weight if wanted[0] else None
     outputs, inputs = weight.shape
