@@ -32,13 +32,17 @@ class ChoiceTests:
         for backend, sentence in answers.items():
             if sentence.startswith("yes"):
                 continue
-            text = f"{self.op.__name__}: backend {backend!r} cannot run this call: {sentence}"
-            expected = pytest.raises(BackendUnavailable, match=f"^{re.escape(text)}$")
-            with expected:
+            text = f"{self.op.__name__}: backend {backend!r} cannot run this call: {sentence}; "
+
+            def expected(auto: str, text: str = text) -> pytest.RaisesExc[BackendUnavailable]:
+                words = f"{text}{auto} takes the best one that can"
+                return pytest.raises(BackendUnavailable, match=f"^{re.escape(words)}$")
+
+            with expected("backend='auto'"):
                 call(backend=backend)
-            with ops.use_backend(backend), expected:
+            with ops.use_backend(backend), expected("use_backend('auto')"):
                 call()
-            with pytest.MonkeyPatch.context() as patch, expected:
+            with pytest.MonkeyPatch.context() as patch, expected("CLIPWEATHER_BACKEND=auto"):
                 patch.setenv("CLIPWEATHER_BACKEND", backend)
                 call()
 

@@ -96,7 +96,10 @@ def select(op: Operator, backend: str | None, *args: Any) -> str:
     if name != "auto":
         reason = op.why_not[name](*args)
         if reason is not None:
-            raise BackendUnavailable(f"{op.name}: backend {name!r} cannot run this call: {reason}")
+            raise BackendUnavailable(
+                f"{op.name}: backend {name!r} cannot run this call: {reason}; "
+                f"{_automatically(backend)} takes the best one that can"
+            )
         return name
     if op.prefers is not None:
         for candidate in op.prefers(*args):
@@ -106,6 +109,13 @@ def select(op: Operator, backend: str | None, *args: Any) -> str:
         if op.why_not[candidate](*args) is None:
             return candidate
     raise BackendUnavailable(f"{op.name}: no backend can run this call")
+
+
+def _automatically(backend: str | None) -> str:
+    """How to ask for the automatic choice where a backend was named."""
+    if backend is not None:
+        return "backend='auto'"
+    return "CLIPWEATHER_BACKEND=auto" if _named.get() is None else "use_backend('auto')"
 
 
 def explainable(op: Operator, checked: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
