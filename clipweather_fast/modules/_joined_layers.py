@@ -2,8 +2,8 @@
 
 In a step of training on the CPU a node of autograd costs a tenth of a millisecond and more each
 way: its code and objects have left the caches while weights passed through. What is computed is
-what the layers compute one by one. Whoever wants second derivatives, or transforms gradients, gets
-them from the layers one by one.
+what the layers compute one by one. Whoever differentiates or transforms the gradients gets what the
+layers give one by one: second derivatives are refused by the same operators in the same words.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from clipweather_fast import ops
 from clipweather_fast.modules._linear import gains, mixed, unwatched
 from clipweather_fast.modules._tokens import as_image, as_tokens, by_heads, keys_and_values
-from clipweather_fast.ops import _registration
+from clipweather_fast.ops import _native, _registration
 from clipweather_fast.ops._direct import dispatcher_idle
 from clipweather_fast.ops.dense_conv2d.linear import linear_gradients, linear_values
+from clipweather_fast.ops.reduced_kv_attention.op import MAX_HEAD_DIM
+from clipweather_fast.ops.sar_conv2d.op import KERNEL_SIZES
+from clipweather_fast.ops.sar_logits.op import MAX_KERNELS
 
 __all__ = ["attention", "joins", "mixer"]
 
@@ -30,12 +33,8 @@ def joins(x: Tensor, first: nn.Linear, *others: nn.Linear) -> bool:
         torch.is_grad_enabled()
         and unwatched(first, *others)
         and gains(x, first.weight, first.bias)
-        and all(
-            parameter is None or (parameter.dtype == torch.float32 and parameter.is_contiguous())
-            for layer in (first, *others)
-            for parameter in (layer.weight, layer.bias)
-        )
-        and dispatcher_idle(tuple(t for layer in others for t in (layer.weight, layer.bias)))
+        and _plain(*(p for layer in (first, *others) for p in _parameters(layer)))
+        and all(bias is None or bias.shape == w.shape[:1] for w, bias in map(_parameters, others))
     )
 
 
@@ -46,23 +45,24 @@ def attention(
     heads: int,
     scale: float,
 ) -> Tensor | None:
-    """``proj`` of what tokens ``x`` (N, L, C) read from ``source`` (N, L', C): queries of one,
-    keys and values of the other; None where :func:`joins` does not hold.
+    """``proj`` of what tokens ``x`` (N, L, C) read from ``source`` (N, L', C'): queries of one,
+    keys and values of the other; None where that is no single step, or no such attention.
 
     Args:
         layers: ``q``, ``kv`` and ``proj``.
         heads, scale: of the attention.
     """
     q, kv, proj = layers
-    width = q.out_features
-    if not joins(x, *layers) or source.dtype != x.dtype or not dispatcher_idle((source,)):
+    if not (joins(x, *layers) and _plain(source) and type(scale) is float):
         return None
-    shapes = q.weight.shape[0], tuple(kv.weight.shape), proj.weight.shape[1]
-    if shapes != (width, (2 * width, source.shape[2]), width) or width % heads:
+    if source.dim() != 3 or source.shape[0] != x.shape[0] or source.shape[1] == 0:
         return None
-    if not all(_biased(layer) for layer in layers):
+    width = q.weight.shape[0]
+    if (*kv.weight.shape, proj.weight.shape[1]) != (2 * width, source.shape[2], width):
         return None
-    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+    if width % heads or width // heads > MAX_HEAD_DIM:
+        return None
+    parameters = [p for layer in layers for p in _parameters(layer)]
     y: Tensor = _Attention.apply(x.contiguous(), source.contiguous(), heads, scale, *parameters)
     return y
 
@@ -74,8 +74,8 @@ def mixer(
     parameters: tuple[Tensor | None, ...],
     gate: str,
 ) -> Tensor | None:
-    """``fc2`` of :func:`ops.sar_mixer` of ``fc1`` of tokens ``x`` (N, H·W, C); None where
-    :func:`joins` does not hold.
+    """``fc2`` of :func:`ops.sar_mixer` of ``fc1`` of tokens ``x`` (N, H·W, C), for layers that
+    :func:`joins` takes; None where they and the operator's parameters do not go together.
 
     Args:
         size: H, W.
@@ -83,44 +83,56 @@ def mixer(
         parameters, gate: of the operator.
     """
     fc1, fc2 = layers
-    if not joins(x, *layers) or fc2.weight.shape[1] != fc1.weight.shape[0]:
+    channels = fc1.weight.shape[0]
+    if fc2.weight.shape[1] != channels or gate not in _native.GATES:
         return None
-    fits = _mixer_fits(fc1.weight.shape[0], parameters)
-    if not (fits and all(map(_biased, layers)) and dispatcher_idle(parameters)):
+    if not _mixer_fits(channels, parameters):
         return None
-    linear = [p for layer in layers for p in (layer.weight, layer.bias)]
+    linear = [p for layer in layers for p in _parameters(layer)]
     y: Tensor = _Mixer.apply(x.contiguous(), size, gate, *linear, *parameters)
     return y
 
 
-def _biased(layer: nn.Linear) -> bool:
-    return layer.bias is None or layer.bias.shape == layer.weight.shape[:1]
+def _parameters(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    return layer.weight, layer.bias
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether these are float32 on the CPU, and nobody looks at what is done to them."""
+    given = tuple(tensor for tensor in tensors if tensor is not None)
+    ours = all(t.is_cpu and t.dtype == torch.float32 and t.is_contiguous() for t in given)
+    return ours and dispatcher_idle(given)
 
 
 def _mixer_fits(channels: int, parameters: tuple[Tensor | None, ...]) -> bool:
-    """Whether the operator's parameters have the shapes that its kernels read."""
+    """Whether the operator's parameters are such as its kernels read."""
     depthwise, pointwise, weight = parameters[0], parameters[2], parameters[4]
     if depthwise is None or pointwise is None or weight is None or weight.dim() != 4:
         return False
     kernels, _, side, _ = weight.shape
+    if not 1 <= kernels <= MAX_KERNELS or side not in KERNEL_SIZES:
+        return False
     bank, static = (kernels, channels, side, side), (channels, 1, side, side)
     shapes = (
         *((channels, 1, 3, 3), (channels,), (kernels, channels, 1, 1), (kernels,)),
         *(bank, bank[:2], static, (channels,)),
     )
-    return all(
-        p is None or (p.dtype == torch.float32 and p.shape == shape)
-        for p, shape in zip(parameters, shapes, strict=True)
+    given = zip(parameters, shapes, strict=True)
+    fits = all(
+        p is None or (p.shape == shape and p.is_cpu and p.dtype == torch.float32)
+        for p, shape in given
     )
+    return fits and dispatcher_idle(parameters)
 
 
 def _one_by_one(compute: Any, grad_y: Tensor, inputs: tuple[Tensor | None, ...]) -> list[Any]:
-    """Gradients that can be differentiated again, of the inputs that want one."""
+    """Gradients of the inputs that want one, by autograd."""
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, because one input may be another one, or be made of it.
         views = [None if x is None else x.view_as(x) for x in inputs]
         wanted = [x for x in views if x is not None and x.requires_grad]
-        found = iter(torch.autograd.grad(compute(*views), wanted, grad_y, create_graph=True))
+        found = iter(torch.autograd.grad(compute(*views), wanted, grad_y, create_graph=again))
     return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
@@ -157,11 +169,15 @@ class _Attention(torch.autograd.Function):
             found = _one_by_one(compute, grads[0], (x, source, *parameters))
             return *found[:2], None, None, *found[2:]
         wq, _, wkv, _, wp, _ = parameters
-        grad_out, *of_proj = linear_gradients(grads[0], out.flatten(2), wp, (True, *wanted[8:]))
-        assert grad_out is not None
+        inner = any((*wanted[:2], *wanted[4:8]))
+        out = out.contiguous()
+        grad_out, *of_proj = linear_gradients(grads[0], out.flatten(2), wp, (inner, *wanted[8:]))
+        if grad_out is None:
+            return *(None,) * 8, *of_proj
+        q, kv = q.contiguous(), kv.contiguous()
         k, v = keys_and_values(kv, heads)
         grad_q, *grad_kv = _registration.implemented("reduced_kv_attention_backward")(
-            grad_out.view(out.shape), by_heads(q, heads), k, v, out, sums, scale, "cpu"
+            grad_out.view(out.shape), by_heads(q, heads), k, v, out, sums.contiguous(), scale, "cpu"
         )
         grad_x, *of_q = linear_gradients(grad_q.view(q.shape), x, wq, (wanted[0], *wanted[4:6]))
         grad_source, *of_kv = linear_gradients(
@@ -200,8 +216,11 @@ class _Mixer(torch.autograd.Function):
             found = _one_by_one(compute, grads[0], (x, *parameters))
             return found[0], None, None, *found[1:]
         w1, _, w2, _, *kernels = parameters
-        grad_hidden, *of_fc2 = linear_gradients(grads[0], hidden, w2, (True, *wanted[5:7]))
-        assert grad_hidden is not None
+        inner = any((wanted[0], *wanted[3:5], *wanted[7:]))
+        grad_hidden, *of_fc2 = linear_gradients(grads[0], hidden, w2, (inner, *wanted[5:7]))
+        if grad_hidden is None:
+            return *(None,) * 5, *of_fc2, *(None,) * len(kernels)
+        z = z.contiguous()
         grad_z, *of_kernels = _registration.implemented("sar_mixer_backward")(
             as_image(grad_hidden, *size), None, as_image(z, *size), *kernels, logits, gate, "cpu"
         )

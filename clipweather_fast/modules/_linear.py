@@ -49,13 +49,18 @@ def gains(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether our product takes ``x`` (N, L, C) times ``weight`` (C', C), and is faster."""
     return (
         _native.matrix_unit()
-        and x.device.type == "cpu"
+        and x.is_cpu
+        and weight.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 3
         and x.shape[2] == weight.shape[1]
-        and (bias is None or (bias.dtype == x.dtype and bias.shape == weight.shape[:1]))
+        and (bias is None or _fits(bias, weight))
         and not torch.is_autocast_enabled("cpu")
         and requested_backend() in ("auto", "cpu")
         and dispatcher_idle((x, weight, bias))
         and product_pays(x.shape[0] * x.shape[1], weight)
     )
+
+
+def _fits(bias: Tensor, weight: Tensor) -> bool:
+    return bias.is_cpu and bias.dtype == weight.dtype and bias.shape == weight.shape[:1]

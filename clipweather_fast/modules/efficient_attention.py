@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
-from clipweather_fast.modules import _joined_layers as joined_layers
+from clipweather_fast.modules._joined_layers import attention
 from clipweather_fast.modules._joint import joined, joined_keys
 from clipweather_fast.modules._linear import linear
 from clipweather_fast.modules._reduction import reduced
@@ -81,7 +81,7 @@ class EfficientAttention(nn.Module):
         dropping = self.training and self.attn_drop.p > 0
         if not (dropping or joined()):
             layers = self.q, self.kv, self.proj
-            whole = joined_layers.attention(x, source, layers, self.num_heads, self.scale)
+            whole = attention(x, source, layers, self.num_heads, self.scale)
             if whole is not None:
                 dropped: Tensor = self.proj_drop(whole)
                 return dropped

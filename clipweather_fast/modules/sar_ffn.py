@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clipweather_fast import ops
 from clipweather_fast.modules import _construction
-from clipweather_fast.modules import _joined_layers as joined_layers
+from clipweather_fast.modules._joined_layers import joins, mixer
 from clipweather_fast.modules._linear import linear
 from clipweather_fast.modules._observation import observed
 from clipweather_fast.modules._tokens import as_image, check
@@ -115,8 +115,9 @@ class SARFFN(ConvMlp):
             ValueError: if ``x`` is not (N, H·W, dim).
         """
         check(type(self).__name__, x, H, W)
-        if not (return_residual or self._stepwise() or observed(self.drop)):
-            whole = self._whole(x, H, W)
+        if not return_residual and joins(x, self.fc1, self.fc2) and self._joined():
+            layers = self.fc1, self.fc2
+            whole = mixer(x, (H, W), layers, *self._mixer_arguments())
             if whole is not None:
                 return whole
         z = as_image(linear(x, self.fc1), H, W)
@@ -128,11 +129,10 @@ class SARFFN(ConvMlp):
         hidden, residual = self._mixed(z, return_residual)
         return self._project(hidden), residual if self.sign > 0 else -residual
 
-    def _whole(self, x: Tensor, H: int, W: int) -> Tensor | None:
-        """The result as one step of autograd; None: not in this call."""
-        if self.training and self.drop.p > 0:
-            return None
-        return joined_layers.mixer(x, (H, W), (self.fc1, self.fc2), *self._mixer_arguments())
+    def _joined(self) -> bool:
+        """Whether nothing but the operator is between the Linear layers, and nothing after them."""
+        dropping = type(self.drop) is not nn.Dropout or (self.drop.training and self.drop.p > 0)
+        return not (dropping or observed(self.drop) or self._stepwise())
 
     def _between(self, z: Tensor) -> Tensor:
         if self._stepwise():

@@ -30,14 +30,21 @@ class _AsTheyLie(torch.optim.Adam):
             return has_complex
         states = [tensors for tensors in rest[:-1] if tensors]  # the last are numbers of steps
         for i, parameter in enumerate(params):
-            if parameter.dim() < 2 or parameter.device.type != "cpu":
+            lists = (grads, *states)
+            if not parameter.is_cpu:
                 continue
-            grads[i] = _lying_as(parameter, grads[i])
-            for name, tensors in zip(STATES, states, strict=False):
-                self.state[parameter][name] = tensors[i] = _lying_as(parameter, tensors[i])
-            if _is_image(parameter):
-                for tensors in (params, grads, *states):
-                    tensors[i] = tensors[i].permute(0, 2, 3, 1)
+            if parameter.is_contiguous() and all(tensors[i].is_contiguous() for tensors in lists):
+                continue
+            order = _order(parameter)
+            for name, tensors in zip(("grad", *STATES), lists, strict=False):
+                if not tensors[i].permute(order).is_contiguous():
+                    tensors[i] = torch.empty_like(parameter).copy_(tensors[i])
+                    if name == "grad":
+                        parameter.grad = tensors[i]
+                    else:
+                        self.state[parameter][name] = tensors[i]
+            for tensors in (params, *lists):
+                tensors[i] = tensors[i].permute(order)
         return has_complex
 
 
@@ -49,14 +56,17 @@ class AdamW(_AsTheyLie, torch.optim.AdamW):
     """As ``torch.optim.AdamW``."""
 
 
-def _is_image(parameter: Tensor) -> bool:
-    """Whether it lies as a channels-last image does, and not just as well otherwise."""
-    last = parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
-    return last and not parameter.is_contiguous()
+def _order(parameter: Tensor) -> list[int]:
+    """The axes in the order in which they lie in memory.
 
-
-def _lying_as(parameter: Tensor, other: Tensor) -> Tensor:
-    """``other`` in the memory format of ``parameter``: itself where it is."""
-    if other.stride() == parameter.stride():
-        return other
-    return torch.empty_like(parameter).copy_(other)
+    Raises:
+        ValueError: if there is other memory in between, which the kernel would change.
+    """
+    shape, strides = parameter.shape, parameter.stride()
+    order = sorted(range(parameter.dim()), key=lambda axis: (shape[axis] > 1, -strides[axis]))
+    if not parameter.permute(order).is_contiguous():
+        raise ValueError(
+            "Adam: fused=True takes parameters that are dense in memory, got one of shape "
+            f"{tuple(shape)} with strides {strides}; make it contiguous, or leave fused out"
+        )
+    return order

@@ -152,9 +152,13 @@ def test_whoever_has_a_say_meets_the_layers(calls: list[str], name: str) -> None
         module(x, H, W)
         handle.remove()
     assert len(seen) == len(layers)
-    layers[0].forward = lambda x: layers[1](x)[..., :1].expand(2, -1, layers[0].out_features)  # type: ignore[method-assign]
+    own = layers[0].forward
+    layers[0].forward = lambda x: own(x) + 1  # type: ignore[method-assign]
+    patched = module(x, H, W)
+    with use_backend("reference"):
+        torch.testing.assert_close(patched, module(x, H, W), rtol=1e-4, atol=1e-4)
+    del layers[0].forward
     if name == "feed-forward":
-        del layers[0].forward
         module(x, H, W, return_residual=True)
     assert not calls
 
@@ -172,6 +176,94 @@ def test_dropout_is_not_left_out(calls: list[str], name: str) -> None:
     assert len(calls) == 2
 
 
+def test_whatever_drops_between_the_layers_is_asked(calls: list[str]) -> None:
+    """Dropout that stays on in evaluation, and what somebody put in its place."""
+
+    class Doubled(nn.Module):
+        p = 0.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    module, x = made("feed-forward")
+    module.drop = nn.Dropout(0.5)
+    module.eval()
+    module.drop.train()
+    assert not torch.equal(module(x, H, W), module(x, H, W))
+    for drop in (Doubled(), nn.Identity()):
+        module.drop = drop
+        module.train()
+        with use_backend("reference"):
+            expected = module(x, H, W)
+        close(module(x, H, W), expected)
+    assert not calls
+
+
+def test_frozen_layers_cost_no_backward_pass(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("nobody asked for that")
+
+    for name in ("reduced_kv_attention_backward", "sar_mixer_backward"):
+        monkeypatch.setitem(_joined_layers._registration._implementations, name, refuse)
+    for name, last in (("attention of all", "proj"), ("feed-forward", "fc2")):
+        module, x = made(name)
+        module.requires_grad_(False)
+        getattr(module, last).requires_grad_(True)
+        module(x.detach(), H, W).sum().backward()
+        assert getattr(module, last).weight.grad is not None
+    assert len(calls) == 2
+
+
+def test_parameters_are_asked_for_once(calls: list[str]) -> None:
+    class Counted(nn.Module):
+        times = 0
+
+        def forward(self, weight: Tensor) -> Tensor:
+            self.times += 1
+            return 1.0 * weight
+
+    module, x = made("feed-forward")
+    counted = Counted()
+    nn.utils.parametrize.register_parametrization(module.sar, "weight", counted)
+    for backend in ("auto", "reference"):
+        counted.times = 0
+        with use_backend(backend), torch.no_grad():
+            module(x, H, W)
+        assert counted.times == 1
+        counted.times = 0
+        with use_backend(backend):
+            module(x, H, W)
+        assert counted.times == 1
+
+
+@pytest.mark.parametrize("name", ["attention", "feed-forward"])
+def test_batches_of_gradients_have_no_graph(calls: list[str], name: str) -> None:
+    module, x = made(name)
+    weight = next(layer for layer in module.modules() if type(layer) is nn.Linear).weight
+    batch = torch.randn(2, *x.shape)
+    found = torch.autograd.grad(module(x, H, W), weight, batch, is_grads_batched=True)[0]
+    assert not found.requires_grad
+    for one, grad in zip(found, batch, strict=True):
+        close(one, torch.autograd.grad(module(x, H, W), weight, grad)[0])
+
+
+def test_kept_tensors_may_come_back_in_another_order(calls: list[str]) -> None:
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor
+
+    for name in ("attention of all", "feed-forward"):
+        module, x = made(name)
+        leaves = [x, *module.parameters()]
+        expected = torch.autograd.grad(module(x, H, W).square().sum(), leaves)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, turned):
+            y = module(x, H, W)
+        for one, other in zip(torch.autograd.grad(y.square().sum(), leaves), expected, strict=True):
+            close(one, other)
+    assert len(calls) == 4
+
+
 def test_attention_drops_its_result(calls: list[str]) -> None:
     module = attention(proj_drop=0.5)
     y = module(torch.randn(2, H * W, C), H, W)
@@ -179,24 +271,48 @@ def test_attention_drops_its_result(calls: list[str]) -> None:
     assert len(calls) == 1
 
 
-def test_parameters_of_other_shapes_are_refused_as_ever(calls: list[str]) -> None:
-    """A kernel would read beyond their end."""
-    module, x = made("feed-forward")
-    module.fc2 = nn.Linear(C, C)
-    with pytest.raises(RuntimeError):
+def replaced(name: str, path: str, shape: tuple[int, ...]) -> nn.Module:
+    module, _ = made(name)
+    owner, _, key = path.rpartition(".")
+    setattr(module.get_submodule(owner), key, nn.Parameter(torch.zeros(shape)))
+    return module
+
+
+#: A kernel would read beyond the end of each, or divide by nothing.
+MISFITS: dict[str, Callable[[], nn.Module]] = {
+    "a second layer of other inputs": lambda: replaced("feed-forward", "fc2.weight", (C, C)),
+    "another bias": lambda: replaced("attention", "q.bias", (2,)),
+    "other keys": lambda: replaced("attention", "kv.weight", (C, C)),
+    "a bias of kernels": lambda: replaced("feed-forward", "sar.pointwise.bias", (2,)),
+    "large kernels": lambda: replaced(
+        "feed-forward without a static kernel", "sar.weight", (3, 3 * C, 9, 9)
+    ),
+    "no keys": lambda: cut(0),
+    "keys of one image": lambda: cut(1),
+    "heads too wide": lambda: EfficientAttention(C * 4, 1, sr_ratio=2),
+}
+
+
+def cut(images: int) -> nn.Module:
+    """Attention whose keys are of so many images, or of none of their tokens."""
+
+    class Cut(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            return x[:images] if images else x[:, :0]
+
+    module, _ = made("attention")
+    module.norm = Cut(C)
+    return module
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_misfits_are_refused_as_without_gradients(calls: list[str], misfit: str) -> None:
+    module = MISFITS[misfit]()
+    width = C * 4 if misfit == "heads too wide" else C
+    x = torch.randn(2, H * W, width)
+    with pytest.raises((RuntimeError, ValueError)) as without, torch.no_grad():
         module(x, H, W)
-    module, x = made("feed-forward")
-    module.sar.pointwise.bias = nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match="sar_mixer: pointwise_bias"):
+    with pytest.raises(type(without.value)):
         module(x, H, W)
-    module, x = made("attention")
-    module.kv = nn.Linear(C, C)
-    with pytest.raises((RuntimeError, ValueError)):
-        module(x, H, W)
-    module, x = made("attention")
-    module.q.bias = nn.Parameter(torch.zeros(2))
-    with pytest.raises(RuntimeError):
-        module(x, H, W)
-    with pytest.raises(RuntimeError):
-        _linear.linear(torch.randn(2, 300, 64), nn.Linear(C, C))
     assert not calls

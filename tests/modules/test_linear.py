@@ -154,3 +154,23 @@ def test_transforms_exports_and_patched_layers_meet_pytorchs(calls: list[str]) -
     layer.forward = lambda x: x  # type: ignore[method-assign]
     assert linear(x, layer) is x
     assert not calls
+
+
+def test_biases_that_are_not_dense(calls: list[str]) -> None:
+    """A kernel would read what lies between, or beyond."""
+    x, layer = inputs()
+    for bias in (torch.randn(160, 2)[:, 0], torch.randn(1).expand(160)):
+        layer.bias = nn.Parameter(bias)
+        torch.testing.assert_close(linear(x, layer), layer(x), rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(linear(x, layer), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_do_not_fit_are_refused_by_pytorch(calls: list[str]) -> None:
+    x, layer = inputs()
+    with pytest.raises(RuntimeError):
+        linear(x[..., :64], layer)
+    layer.bias = nn.Parameter(torch.zeros(2))
+    with pytest.raises(RuntimeError):
+        linear(x, layer)
+    assert not calls

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clipweather_fast.training.adam import Adam, AdamW
 
 FORMATS = {"last": torch.channels_last, "first": torch.contiguous_format}
-SHAPES = [(8, 4, 3, 3), (5, 1, 3, 3), (6, 7), (9,)]
+SHAPES = [(8, 4, 3, 3), (5, 1, 3, 3), (6, 7), (9,), ()]
 
 
 def trained(
@@ -67,6 +67,31 @@ def test_states_of_another_format_go_on_where_they_are_kept() -> None:
             both.step()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_memory_beside_a_parameter_is_not_touched() -> None:
+    """PyTorch's fused kernel would write there."""
+    whole = torch.zeros(6, 8)
+    parameter = nn.Parameter(whole[:, ::2])
+    parameter.grad = torch.ones(6, 4)
+    optimizer = Adam([parameter], lr=0.1, fused=True)
+    with pytest.raises(ValueError, match="dense in memory, got one of shape"):
+        optimizer.step()
+    assert not bool(whole.any())
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0)])
+def test_any_order_of_axes(order: tuple[int, ...]) -> None:
+    found = []
+    for kind, options in ((Adam, {"fused": True}), (torch.optim.Adam, {"foreach": False})):
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(3, 4, 5).permute(order))
+        optimizer = kind([parameter], lr=0.1, **options)  # type: ignore[arg-type]
+        for _ in range(2):
+            parameter.grad = torch.randn(parameter.shape)
+            optimizer.step()
+        found.append(parameter.detach())
+    torch.testing.assert_close(*found)
 
 
 def test_unfused_steps_are_left_alone() -> None:

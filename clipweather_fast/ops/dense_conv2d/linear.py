@@ -26,6 +26,7 @@ def linear_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     their shapes go together, and that none is empty. Second derivatives are PyTorch's.
     """
     x, weight = x.contiguous(), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     if torch.is_grad_enabled():
         y: Tensor = _LinearProduct.apply(x, weight, bias)
         return y
@@ -40,11 +41,15 @@ def linear_values(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_gradients(grad_y: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]) -> Grads:
-    """Gradients of dense ``x``, ``weight`` and bias; of those that are not ``wanted``, None."""
+    """Gradients of ``x``, ``weight`` and bias, dense; of those that are not ``wanted``, None."""
+    if not any(wanted):
+        return None, None, None
+    # Whoever keeps tensors for the backward pass may give them back in another order.
+    grad_y, x, weight = grad_y.contiguous(), x.contiguous(), weight.contiguous()
     grad_x = torch.empty_like(x) if wanted[0] else None
     grad_weight = torch.empty_like(weight) if wanted[1] else None
     grad_bias = weight.new_empty(weight.shape[0]) if wanted[2] else None
-    native_cpu.linear_gradients(grad_y.contiguous(), x, weight, (grad_x, grad_weight, grad_bias))
+    native_cpu.linear_gradients(grad_y, x, weight, (grad_x, grad_weight, grad_bias))
     return grad_x, grad_weight, grad_bias
 
 

@@ -149,7 +149,8 @@ def dense_conv2d(
     The automatic choice takes the CPU kernels where they were measured to be faster: 3×3 kernels
     of stride 1 in 64 channels and more (by Winograd's F(2×2, 3×3)), and images of at most 128
     pixels at the coarser side (as one product with the weight where it lies). On processors with
-    AMX, while gradients are enabled, in float32: up to 4096 pixels, and 1×1 kernels too.
+    AMX, while gradients are enabled, in float32: up to 4096 pixels, and 1×1 kernels too; and 3×3
+    kernels of stride 1 as such a product up to 128 pixels.
 
     Args:
         x: features (N, C, H, W), H, W ≥ 1; channels-last is the fast layout.
