@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +12,21 @@ from clipweather_fast.ops import _native
 from clipweather_fast.ops._backends import requested_backend
 from clipweather_fast.ops._direct import dispatcher_idle
 
-__all__ = ["Plain", "kernel_serves", "similarity"]
+__all__ = ["Definition", "kernel_serves", "similarity"]
 
-#: SSIM of each picture (N,) by PyTorch's operators.
-Plain = Callable[[Tensor, Tensor], Tensor]
+
+class Definition(NamedTuple):
+    """What SSIM is.
+
+    Attributes:
+        window: the weights along one side.
+        constants: C1 and C2.
+        plain: the same by PyTorch, for second derivatives.
+    """
+
+    window: tuple[float, ...]
+    constants: tuple[float, float]
+    plain: Callable[[Tensor, Tensor], Tensor]
 
 
 def kernel_serves(y: Tensor, truth: Tensor) -> bool:
@@ -34,44 +45,25 @@ def kernel_serves(y: Tensor, truth: Tensor) -> bool:
     )
 
 
-def similarity(
-    y: Tensor,
-    truth: Tensor,
-    window: tuple[float, ...],
-    constants: tuple[float, float],
-    plain: Plain,
-) -> Tensor:
-    """SSIM of each picture (N,), for calls that :func:`kernel_serves`.
-
-    Args:
-        y, truth: (N, C, H, W).
-        window: the weights along one side.
-        constants: C1 and C2.
-        plain: the same by PyTorch, for second derivatives.
-    """
+def similarity(y: Tensor, truth: Tensor, definition: Definition) -> Tensor:
+    """SSIM of each picture (N,) of ``y`` and ``truth`` (N, C, H, W), for calls that
+    :func:`kernel_serves`."""
     if not (torch.is_grad_enabled() and y.requires_grad):
-        return _similarity(y, truth, window, constants, None)
-    values: Tensor = _Similarity.apply(y, truth, window, constants, plain)
+        return _similarity(y, truth, definition, None)
+    values: Tensor = _Similarity.apply(y, truth, definition)
     return values
 
 
 class _Similarity(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        y: Tensor,
-        truth: Tensor,
-        window: tuple[float, ...],
-        constants: tuple[float, float],
-        plain: Plain,
-    ) -> Tensor:
+    def forward(ctx: Any, y: Tensor, truth: Tensor, definition: Definition) -> Tensor:
         slope = torch.empty_like(y, memory_format=torch.contiguous_format)
         ctx.save_for_backward(y, truth, slope)
-        ctx.plain = plain
-        return _similarity(y, truth, window, constants, slope)
+        ctx.plain = definition.plain
+        return _similarity(y, truth, definition, slope)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
         y, truth, slope = ctx.saved_tensors
         if torch.is_grad_enabled():
@@ -79,16 +71,10 @@ class _Similarity(torch.autograd.Function):
             (grad_y,) = torch.autograd.grad(values, y, grad, create_graph=True)
         else:
             grad_y = slope * (grad / y.shape[1])[:, None, None, None]
-        return grad_y, None, None, None, None
+        return grad_y, None, None
 
 
-def _similarity(
-    y: Tensor,
-    truth: Tensor,
-    window: tuple[float, ...],
-    constants: tuple[float, float],
-    slope: Tensor | None,
-) -> Tensor:
+def _similarity(y: Tensor, truth: Tensor, definition: Definition, slope: Tensor | None) -> Tensor:
     """The values; fills ``slope`` with the gradient of every plane's own mean."""
     n, c, h, w = y.shape
     y, truth = y.contiguous(), truth.contiguous()
@@ -96,11 +82,11 @@ def _similarity(
     _native.core().ssim_cpu(
         y.data_ptr(),
         truth.data_ptr(),
-        window,
+        definition.window,
         planes.data_ptr(),
         _native.address(slope),
         (n * c, h, w),
-        *constants,
+        *definition.constants,
         _native.DTYPE_CODES[y.dtype],
         torch.get_num_threads(),
     )

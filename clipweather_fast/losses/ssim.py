@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipweather_fast._autocast import no_autocast
 from clipweather_fast.losses._pictures import check_pictures, reduced, wide
-from clipweather_fast.losses._ssim_cpu import kernel_serves, similarity
+from clipweather_fast.losses._ssim_cpu import Definition, kernel_serves, similarity
 
 __all__ = ["ssim", "ssim_loss"]
 
@@ -55,7 +55,7 @@ def ssim(y: Tensor, truth: Tensor, *, reduction: str = "mean") -> Tensor:
     with no_autocast(y.device.type):
         a, b = wide(y), wide(truth)
         if kernel_serves(a, b):
-            values = similarity(a, b, WEIGHTS, (C1, C2), _plain)
+            values = similarity(a, b, Definition(WEIGHTS, (C1, C2), _plain))
         else:
             values = _plain(a, b)
         return reduced("ssim", values, reduction)

@@ -27,8 +27,9 @@ __all__ = ["attention", "joins", "mixer"]
 
 
 def joins(x: Tensor, first: nn.Linear, *others: nn.Linear) -> bool:
-    """Whether layers that read tokens ``x``, or what ``first`` makes of them, may be one step: in
-    training, where our products serve ``first``, see :mod:`clipweather_fast.modules._linear`."""
+    """Whether layers that read tokens ``x``, or what ``first`` makes of them, may be one step:
+    while gradients are enabled, where our products serve ``first``, see
+    :mod:`clipweather_fast.modules._linear`."""
     return (
         torch.is_grad_enabled()
         and unwatched(first, *others)

@@ -115,3 +115,19 @@ def test_a_step_copies_no_gradient() -> None:
     with Seen() as seen:
         optimizer.step()
     assert seen.dense == [True] * (4 * len(parameters))
+
+
+def test_a_gradient_of_another_format_is_left_unscaled() -> None:
+    """As PyTorch's fused kernel leaves it, which divides by the scale where it lies."""
+    found = []
+    for form in FORMATS:
+        parameter = nn.Parameter(lying(torch.ones(8, 4, 3, 3), "last"))
+        optimizer = Adam([parameter], lr=0.1, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler.scale(torch.zeros(()))
+        parameter.grad = lying(torch.full((8, 4, 3, 3), 4.0), form)
+        scaler.step(optimizer)
+        found.append(parameter.detach())
+        assert parameter.grad is not None
+        assert bool((parameter.grad == 1).all())
+    assert torch.equal(*found)
