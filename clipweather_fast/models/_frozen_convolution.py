@@ -28,8 +28,9 @@ ENOUGH_CHANNELS = {torch.float32: 16, torch.bfloat16: 32}
 #: A matrix unit multiplies so fast that with more tiles of 2 × 2 the transforms cost more than the
 #: products they save; with fewer it waits for the weight, which oneDNN lays out anew in each call.
 MOST_TILES = 128
-#: A weight is read in about the time in which so many tiles are multiplied with it.
-TILES_PER_READ = 10
+#: A weight is read in about the time in which so many tiles are multiplied with it, in float32 by
+#: vectors or by a matrix unit.
+TILES_PER_READ = {False: 10, True: 30}
 
 
 class _FrozenLayer:
@@ -49,10 +50,10 @@ class _FrozenLayer:
     def windows(self, image: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The form for an image for which products of windows were measured to be fastest."""
         kind, dtype = self.kind, self.dtype
-        if kind is None or dtype != torch.bfloat16 or not _native.matrix_unit():
+        if kind is None or not _native.matrix_unit():
             return None
         # Who looks at what a pass allocates means a larger picture, which has no small layers.
-        if observer_looks() or not Windows.suits(self.weight, kind, image):
+        if observer_looks() or not Windows.suits(self.weight, kind, image, dtype):
             return None
         return self.forms.get(
             "windows", lambda: Windows(self.weight * self.factor, self.bias, kind, dtype)
@@ -188,8 +189,9 @@ def _tiles(image: Tensor, kind: Kind) -> int:
 def _tile(image: Tensor) -> int:
     """m of F(m×m, 3×3): the larger saves products, but has more of a weight to read."""
     n, _, h, w = image.shape
+    per_read = TILES_PER_READ[_native.matrix_unit()]
 
     def cost(m: int) -> int:
-        return (m + 2) ** 2 * (n * -(-h // m) * -(-w // m) + TILES_PER_READ)
+        return (m + 2) ** 2 * (n * -(-h // m) * -(-w // m) + per_read)
 
     return min((2, 4), key=cost)

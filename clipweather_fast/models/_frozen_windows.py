@@ -15,7 +15,10 @@ from clipweather_fast.models._frozen_winograd import Kind
 __all__ = ["Windows"]
 
 #: Rows of a product up to which this is faster than Winograd's form.
-MOST_ROWS = {Kind.DOWN: 512, Kind.UP: 128}
+MOST_ROWS = {
+    torch.bfloat16: {Kind.DOWN: 512, Kind.UP: 128},
+    torch.float32: {Kind.DOWN: 64, Kind.UP: 64},
+}
 #: Of a transposed layer: four products of their own need a weight worth it.
 LEAST_CHANNELS = 256
 
@@ -26,21 +29,21 @@ class Windows:
     Args:
         weight: (C', C, 3, 3); of :attr:`Kind.UP` (C, C', 4, 4).
         bias: (C') or None.
-        kind: of the layer: one of :data:`MOST_ROWS`.
+        kind: of the layer: :attr:`Kind.DOWN` or :attr:`Kind.UP`.
         dtype: what it multiplies in.
     """
 
     @staticmethod
-    def suits(weight: Tensor, kind: Kind, image: Tensor) -> bool:
+    def suits(weight: Tensor, kind: Kind, image: Tensor, dtype: torch.dtype) -> bool:
         """Whether it takes the layer and was measured to be faster on such an image."""
         n, channels, h, w = image.shape
-        if kind not in MOST_ROWS or channels % 2:
+        if kind not in MOST_ROWS[dtype] or channels % 2:
             return False
         out_channels = weight.shape[1 if kind == Kind.UP else 0]
         if out_channels % 16 or (kind == Kind.UP and channels < LEAST_CHANNELS):
             return False
         rows = n * h * w if kind == Kind.UP else n * -(-h // 2) * -(-w // 2)
-        return rows <= MOST_ROWS[kind]
+        return rows <= MOST_ROWS[dtype][kind]
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind, dtype: torch.dtype) -> None:
         self.kind = kind

@@ -73,6 +73,13 @@ CLIPWEATHER_INLINE void transpose_pairs(const uint32_t* from, uint32_t* to) {
   for (int i = 0; i < 16; ++i) std::memcpy(to + i * 16, &square[i], sizeof square[i]);
 }
 
+// 16 numbers of a register's row, or column, and those 16 steps of k later, in their parts.
+CLIPWEATHER_INLINE void pack_pair(__m512 first, __m512 second, uint32_t* to) {
+  const Parts a = parts_of(first), b = parts_of(second);
+  for (int p = 0; p < 3; ++p)
+    _mm512_store_si512(to + p * 2 * kPartRegister, paired(a.part[p], b.part[p]));
+}
+
 // One step of 32 rows: registers (part, half) of 16 x 16 pairs, row by row, or k by k.
 inline void pack_rows(const PartSource& s, uint32_t* to, bool by_k) {
   alignas(64) uint32_t room[kPartBlock];
@@ -87,10 +94,7 @@ inline void pack_rows(const PartSource& s, uint32_t* to, bool by_k) {
     }
     const float* from = s.from + i * s.row;
     __builtin_prefetch(from + kPartSide, 0, 2), __builtin_prefetch(from + kPartSide + 16, 0, 2);
-    const Parts a = parts_of(_mm512_maskz_loadu_ps(low, from));
-    const Parts b = parts_of(_mm512_maskz_loadu_ps(high, from + 16));
-    for (int p = 0; p < 3; ++p)
-      _mm512_store_si512(row + p * 2 * kPartRegister, paired(a.part[p], b.part[p]));
+    pack_pair(_mm512_maskz_loadu_ps(low, from), _mm512_maskz_loadu_ps(high, from + 16), row);
   }
   for (int i = 0; by_k && i < 6; ++i)
     transpose_pairs(room + i * kPartRegister, to + i * kPartRegister);
@@ -102,15 +106,13 @@ inline void pack_columns(const PartSource& s, uint32_t* to, int64_t blocks, int6
   for (int64_t pair = 0; pair < 16; ++pair)
     for (int64_t side = 0; side < 2 * blocks; ++side) {
       const __mmask16 live = first_lanes(s.live - side * 16);
-      const auto parts = [&](int64_t k) {
+      const auto numbers = [&](int64_t k) {
         const float* from = s.from + k * s.column + side * 16;
         __builtin_prefetch(from + 8 * s.column, 0, 2);
-        return parts_of(_mm512_maskz_loadu_ps(k < s.depth ? live : __mmask16(0), from));
+        return _mm512_maskz_loadu_ps(k < s.depth ? live : __mmask16(0), from);
       };
-      const Parts first = parts(pair), second = parts(pair + 16);
-      uint32_t* const packed = to + side / 2 * block + side % 2 * kPartRegister + pair * 16;
-      for (int p = 0; p < 3; ++p)
-        _mm512_store_si512(packed + p * 2 * kPartRegister, paired(first.part[p], second.part[p]));
+      pack_pair(numbers(pair), numbers(pair + 16),
+                to + side / 2 * block + side % 2 * kPartRegister + pair * 16);
     }
 }
 
@@ -140,10 +142,16 @@ CLIPWEATHER_INLINE void load_part(const uint32_t* block, int part) {
   if constexpr (kBoth) matrix_load<kFirst + 1>(block + (2 * part + 1) * kPartRegister, 64);
 }
 
-// A square of sums, 16 or 32 on a side: of `steps` steps, added to what is at `before`.
-template <bool kHigh, bool kWide>
+struct NothingBetween {
+  CLIPWEATHER_INLINE void operator()() const {}
+};
+
+// A square of sums, 16 or 32 on a side: of `steps` steps, added to what is at `before`. Between:
+// called six times a step, while the unit multiplies.
+template <bool kHigh, bool kWide, class Between = NothingBetween>
 inline void multiply_square(const uint32_t* a, const uint32_t* b, int64_t steps,
-                            const float* before, int64_t before_row, float* c, int64_t c_row) {
+                            const float* before, int64_t before_row, float* c, int64_t c_row,
+                            const Between& between = {}) {
   matrix_load<0>(before, before_row * 4);
   if constexpr (kWide) matrix_load<1>(before + 16, before_row * 4);
   if constexpr (kHigh) matrix_load<2>(before + 16 * before_row, before_row * 4);
@@ -151,17 +159,17 @@ inline void multiply_square(const uint32_t* a, const uint32_t* b, int64_t steps,
   for (; steps > 0; --steps, a += kPartBlock, b += kPartBlock) {
     // The least products first; from one to the next only one operand changes.
     load_part<4, kHigh>(a, 2), load_part<6, kWide>(b, 0);
-    multiply_registers<4, 6, kHigh, kWide>();
+    multiply_registers<4, 6, kHigh, kWide>(), between();
     load_part<4, kHigh>(a, 1);
-    multiply_registers<4, 6, kHigh, kWide>();
+    multiply_registers<4, 6, kHigh, kWide>(), between();
     load_part<6, kWide>(b, 1);
-    multiply_registers<4, 6, kHigh, kWide>();
+    multiply_registers<4, 6, kHigh, kWide>(), between();
     load_part<4, kHigh>(a, 0);
-    multiply_registers<4, 6, kHigh, kWide>();
+    multiply_registers<4, 6, kHigh, kWide>(), between();
     load_part<6, kWide>(b, 2);
-    multiply_registers<4, 6, kHigh, kWide>();
+    multiply_registers<4, 6, kHigh, kWide>(), between();
     load_part<6, kWide>(b, 0);
-    multiply_registers<4, 6, kHigh, kWide>();
+    multiply_registers<4, 6, kHigh, kWide>(), between();
   }
   matrix_store<0>(c, c_row * 4);
   if constexpr (kWide) matrix_store<1>(c + 16, c_row * 4);
@@ -227,7 +235,7 @@ inline void multiply_parts(const uint32_t* a, const uint32_t* b, int64_t steps,
                         : wide ? multiply_square<false, true>
                                : multiply_square<false, false>;
   if (plan.swapped) {
-    multiply(b, a, steps, kZeros, 0, edge, kPartSide);
+    multiply(b, a, steps, kZeros, 0, edge, kPartSide, {});
     add_transposed(edge, t);
     return;
   }
@@ -240,7 +248,7 @@ inline void multiply_parts(const uint32_t* a, const uint32_t* b, int64_t steps,
     for (int64_t r = 0; r < t.rows; ++r)
       std::memcpy(edge + r * kPartSide, t.c + r * t.c_row, row_bytes);
   const float* const before = t.first == nullptr ? c : t.first;
-  multiply(a, b, steps, before, t.first == nullptr ? c_row : 0, c, c_row);
+  multiply(a, b, steps, before, t.first == nullptr ? c_row : 0, c, c_row, {});
   for (int64_t r = 0; r < t.rows && !whole; ++r) {
     if (full) {
       for (int64_t i = 0; i < t.columns; i += 16)

@@ -8,15 +8,11 @@
 
 #include "common/cpu_matrix_unit.h"
 #include "common/cpu_threads.h"
+#include "inference/cpu_panel_parts.h"
 #include "inference/cpu_panels.h"
 
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
-
-// What becomes of sums where there is no activation.
-struct AsTheyAre {
-  CLIPWEATHER_INLINE Vector<float> operator()(Vector<float> v) const { return v; }
-};
 
 // Products of several panels with the same rows, one after the other; what the last square's sums
 // become is only there when it ends. After: of vectors of sums, before they are numbers of c.

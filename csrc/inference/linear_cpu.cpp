@@ -6,6 +6,7 @@
 #include "common/cpu_exp2.h"
 #include "common/cpu_math.h"
 #include "inference/cpu_pairs.h"
+#include "inference/cpu_panel_parts.h"
 #include "inference/cpu_panels.h"
 #include "inference/linear.h"
 
@@ -90,13 +91,13 @@ void run(const Layer<E, Out>& layer) {
 }
 
 #if defined(__AMX_BF16__)
+template <class Out>
 struct Gelu {
-  CLIPWEATHER_INLINE Vector<float> operator()(Vector<float> v) const { return gelu<bfloat16_t>(v); }
+  CLIPWEATHER_INLINE Vector<float> operator()(Vector<float> v) const { return gelu<Out>(v); }
 };
+template <class Out>
 struct Swish {
-  CLIPWEATHER_INLINE Vector<float> operator()(Vector<float> v) const {
-    return swish<bfloat16_t>(v);
-  }
+  CLIPWEATHER_INLINE Vector<float> operator()(Vector<float> v) const { return swish<Out>(v); }
 };
 
 // The sums pass through the activation while the unit multiplies.
@@ -115,10 +116,34 @@ void run(const Layer<uint32_t, bfloat16_t>& layer) {
     case LinearActivation::kNone:
       return run_by_unit<AsTheyAre>(layer);
     case LinearActivation::kGelu:
-      return run_by_unit<Gelu>(layer);
+      return run_by_unit<Gelu<bfloat16_t>>(layer);
     case LinearActivation::kSwish:
-      return run_by_unit<Swish>(layer);
+      return run_by_unit<Swish<bfloat16_t>>(layer);
   }
+}
+
+template <class After>
+void run_in_parts(const Layer<float, float>& layer) {
+  constexpr int64_t kDepth = PartProducts<After>::kDepth;
+  const int64_t k = layer.k, most = PartProducts<After>::most_rows(std::min(k, kDepth));
+  layer.in_parts(layer.args.n, [&](int64_t begin, int64_t end, int64_t first, int64_t after) {
+    PartProducts<After> products;
+    const float* const weight = static_cast<const float*>(layer.args.weight);
+    for (int64_t from = begin; from < end; from += most)
+      for (int64_t k0 = 0; k0 < k; k0 += kDepth) {
+        const int64_t to = std::min(from + most, end), depth = std::min(k - k0, kDepth);
+        const auto panel_at = [&](int64_t panel) { return weight + (panel * k + k0) * kPanel; };
+        products.take_rows(static_cast<const float*>(layer.args.x) + from * k + k0, k, to - from,
+                           depth);
+        products.take_panel(panel_at(first), depth);
+        for (int64_t panel = first; panel < after; ++panel) {
+          PanelProduct<float, float> p = layer.product(from, to, panel * kPanel);
+          p.panel = panel_at(panel), p.depth = depth;
+          products.add(p, k0 > 0, k0 + depth == k,
+                       panel + 1 < after ? panel_at(panel + 1) : nullptr, depth);
+        }
+      }
+  });
 }
 #endif
 
@@ -126,6 +151,19 @@ void run(const Layer<uint32_t, bfloat16_t>& layer) {
 
 void linear(const LinearArgs& args) {
   if (args.m == 0) return;
+#if defined(__AMX_BF16__)
+  if (args.type == DType::kFloat32 && parts_pay(args.m, args.n, args.k)) {
+    const Layer<float, float> layer{args, args.k};
+    switch (args.activation) {
+      case LinearActivation::kNone:
+        return run_in_parts<AsTheyAre>(layer);
+      case LinearActivation::kGelu:
+        return run_in_parts<Gelu<float>>(layer);
+      case LinearActivation::kSwish:
+        return run_in_parts<Swish<float>>(layer);
+    }
+  }
+#endif
   if (args.type == DType::kBFloat16)
     run(Layer<uint32_t, bfloat16_t>{args, args.k / 2});
   else

@@ -1,9 +1,12 @@
 // Blocks of tiles go through three steps while they are in cache: to points, at each point one
 // product with its matrix, back to pixels with all that follows. The products bound it; the weight
 // is read once per block.
+#include <type_traits>
+
 #include "common/cpu_buffer.h"
 #include "common/cpu_threads.h"
 #include "inference/cpu_pairs.h"
+#include "inference/cpu_panel_parts.h"
 #include "inference/cpu_panels.h"
 #include "inference/cpu_winograd.h"
 #include "inference/winograd.h"
@@ -15,11 +18,10 @@ namespace {
 constexpr int64_t kStep = kLanes<float>;
 // Tiles of a block: each reads the whole weight, which comes from L3 or from memory. A matrix unit
 // is done with it so fast that reading it again costs more than what then leaves L2.
-template <class T>
 #if defined(__AMX_BF16__)
-inline constexpr int64_t kBlock = sizeof(T) == 2 ? 64 : 36;
+constexpr int64_t kBlock = 64;
 #else
-inline constexpr int64_t kBlock = 36;
+constexpr int64_t kBlock = 36;
 #endif
 
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -64,7 +66,7 @@ class Winograd {
   void run() const {
     const int64_t tiles = args_.n * high_ * wide_;
     const int threads = args_.threads > 0 ? args_.threads : 1;
-    const int64_t blocks = ceil_div(tiles, kBlock<T>);
+    const int64_t blocks = ceil_div(tiles, kBlock);
     if (blocks >= 2 * threads) {  // a thread has its own blocks
       const Room room(*this, ceil_div(tiles, blocks));
       Buffer<float> floats(threads * room.size);
@@ -74,7 +76,7 @@ class Winograd {
       });
       return;
     }
-    const int64_t each = ceil_div(tiles, ceil_div(tiles, kBlock<T> * threads));
+    const int64_t each = ceil_div(tiles, ceil_div(tiles, kBlock * threads));
     const Room room(*this, each);
     Buffer<float> floats(room.size);
     for (int64_t begin = 0; begin < tiles; begin += each)
@@ -114,12 +116,7 @@ class Winograd {
       T* patch = reinterpret_cast<T*>(floats + room.patch) + thread * kIn * kIn * args_.c;
       enter(room, reinterpret_cast<T*>(floats) + t * entered_row_, patch, first_of(begin + t));
     });
-    const int64_t panels = ceil_div(columns_[kSide + 1], kPanel);  // most of any point
-    parallel_tasks(kPoints * panels, threads, [&](int64_t task, int) {
-      const int e = static_cast<int>(task / panels);
-      const int64_t column = task % panels * kPanel;
-      if (column < columns_[e]) multiply_point(room, floats, tiles, e, column);
-    });
+    multiply_points(room, floats, tiles, threads);
     parallel_tasks(tiles, threads, [&](int64_t t, int) {
       const Pixel at = first_of(begin + t);
       if constexpr (kUp) {
@@ -167,22 +164,69 @@ class Winograd {
           });
   }
 
+  void multiply_points(const Room& room, float* floats, int64_t tiles, int threads) const {
+    const int64_t panels = ceil_div(columns_[kSide + 1], kPanel);  // most of any point
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(T) == sizeof(float))
+      if (parts_pay(tiles, columns_[kSide + 1], args_.c) && args_.c <= PartProducts<>::kDepth) {
+        parallel_tasks(threads, threads, [&](int64_t task, int) {
+          multiply_in_parts(room, floats, tiles, kPoints * task / threads,
+                            kPoints * (task + 1) / threads);
+        });
+        return;
+      }
+#endif
+    parallel_tasks(kPoints * panels, threads, [&](int64_t task, int) {
+      const int e = static_cast<int>(task / panels);
+      const int64_t column = task % panels * kPanel;
+      if (column < columns_[e]) multiply(product(room, floats, tiles, e, column));
+    });
+  }
+
+  // What is multiplied: a number, or a pair of them.
+  typedef std::conditional_t<sizeof(T) == sizeof(float), float, uint32_t> Unit;
+
   // Columns [column, column + kPanel) of a point's product.
-  void multiply_point(const Room& room, float* floats, int64_t tiles, int e, int64_t column) const {
-    const T* a = reinterpret_cast<const T*>(floats) + e * room.entered_point;
-    const T* panel = static_cast<const T*>(args_.weight) + weight_[e] + column * args_.c;
+  PanelProduct<Unit, float> product(const Room& room, float* floats, int64_t tiles, int64_t e,
+                                    int64_t column) const {
+    constexpr int64_t kEach = sizeof(Unit) / sizeof(T);
+    const T* const a = reinterpret_cast<const T*>(floats) + e * room.entered_point;
+    const T* const panel = static_cast<const T*>(args_.weight) + weight_[e] + column * args_.c;
     const int64_t live = columns_[e] - column < kPanel ? columns_[e] - column : kPanel;
-    float* c = floats + room.product[e] + column;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      multiply(PanelProduct<float, float>{a, entered_row_, panel, nullptr, c, room.product_row[e],
-                                          tiles, live, args_.c});
-    } else {
-      const uint32_t* pairs = reinterpret_cast<const uint32_t*>(a);
-      multiply(PanelProduct<uint32_t, float>{pairs, entered_row_ / 2,
-                                             reinterpret_cast<const uint32_t*>(panel), nullptr, c,
-                                             room.product_row[e], tiles, live, args_.c / 2});
+    return {reinterpret_cast<const Unit*>(a),
+            entered_row_ / kEach,
+            reinterpret_cast<const Unit*>(panel),
+            nullptr,
+            floats + room.product[e] + column,
+            room.product_row[e],
+            tiles,
+            live,
+            args_.c / kEach};
+  }
+
+#if defined(__AMX_BF16__)
+  // Of points [begin, end), one after the other: each panel is prepared during the one before.
+  void multiply_in_parts(const Room& room, float* floats, int64_t tiles, int64_t begin,
+                         int64_t end) const {
+    if (begin == end) return;
+    const auto at = [&](int64_t e, int64_t column) {
+      return product(room, floats, tiles, e, column);
+    };
+    PartProducts<> products;
+    products.take_panel(at(begin, 0).panel, args_.c);
+    for (int64_t e = begin; e < end; ++e) {
+      const PanelProduct<float, float> first = at(e, 0);
+      products.take_rows(first.a, first.a_row, tiles, args_.c);
+      for (int64_t column = 0; column < columns_[e]; column += kPanel) {
+        const bool last = column + kPanel >= columns_[e];
+        const float* const next = !last         ? at(e, column + kPanel).panel
+                                  : e + 1 < end ? at(e + 1, 0).panel
+                                                : nullptr;
+        products.add(at(e, column), false, true, next, args_.c);
+      }
     }
   }
+#endif
 
   // What a phase's pixels of a tile become.
   template <int kRowPhase, int kColumnPhase>
