@@ -24,9 +24,9 @@ struct MatrixPairs : Pairs {
 
 // Sums of 16 kHigh rows and 16 kWide columns, in registers 0 to 3; operands in 4 to 7.
 template <int kHigh, int kWide>
-CLIPWEATHER_INLINE void multiply_square(const Left<MatrixPairs>& left, const uint32_t* a,
-                                        const uint32_t* b, int64_t b_bytes, int64_t steps,
-                                        float* to, int64_t to_row, bool add) {
+CLIPWEATHER_INLINE void multiply_pairs(const Left<MatrixPairs>& left, const uint32_t* a,
+                                       const uint32_t* b, int64_t b_bytes, int64_t steps, float* to,
+                                       int64_t to_row, bool add) {
   constexpr int64_t kSide = kMatrixRows;
   const int64_t to_bytes = to_row * 4, a_bytes = left.row_stride * 4;
   float* const below = to + kSide * to_row;
@@ -89,13 +89,13 @@ inline void multiply<MatrixPairs>(const Left<MatrixPairs>& left, const uint32_t*
         float* const square = to + v * kSide;
         const bool two = v + 1 < wide;
         if (high && two)
-          multiply_square<2, 2>(left, a, columns, bytes, steps, square, to_row, add);
+          multiply_pairs<2, 2>(left, a, columns, bytes, steps, square, to_row, add);
         else if (high)
-          multiply_square<2, 1>(left, a, columns, bytes, steps, square, to_row, add);
+          multiply_pairs<2, 1>(left, a, columns, bytes, steps, square, to_row, add);
         else if (two)
-          multiply_square<1, 2>(left, a, columns, bytes, steps, square, to_row, add);
+          multiply_pairs<1, 2>(left, a, columns, bytes, steps, square, to_row, add);
         else
-          multiply_square<1, 1>(left, a, columns, bytes, steps, square, to_row, add);
+          multiply_pairs<1, 1>(left, a, columns, bytes, steps, square, to_row, add);
       }
     }
   }

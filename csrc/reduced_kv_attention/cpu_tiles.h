@@ -9,7 +9,7 @@
 
 #include <type_traits>
 
-#include "common/cpu_vector.h"
+#include "common/cpu_products.h"
 
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
@@ -127,34 +127,6 @@ struct Panels {
   CLIPWEATHER_INLINE explicit Panels(int64_t n) : vectors(n), count((n + kPanel - 1) / kPanel) {}
   CLIPWEATHER_INLINE int64_t begin(int64_t panel) const { return panel * vectors / count; }
 };
-
-// In place: r[i] lane j <- r[j] lane i, by log2(lanes) rounds of interleaving.
-template <class A>
-CLIPWEATHER_INLINE void transpose(Vector<A>* r) {
-  constexpr int n = kLanes<A>;
-  for (int round = 1; round < n; round *= 2) {
-    Vector<A> t[n];
-#if defined(__GNUC__) && !defined(__clang__)
-    decltype(Vector<A>{} < Vector<A>{}) low = {}, high = {};
-    for (int i = 0; i < n; ++i) {
-      low[i] = i / 2 + (i % 2) * n;
-      high[i] = low[i] + n / 2;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < n / 2; ++i) {
-      t[2 * i] = __builtin_shuffle(r[i], r[i + n / 2], low);
-      t[2 * i + 1] = __builtin_shuffle(r[i], r[i + n / 2], high);
-    }
-#else
-    for (int i = 0; i < n / 2; ++i)
-      for (int j = 0; j < n; ++j) {
-        t[2 * i][j] = r[i + (j % 2) * n / 2][j / 2];
-        t[2 * i + 1][j] = r[i + (j % 2) * n / 2][j / 2 + n / 2];
-      }
-#endif
-    for (int i = 0; i < n; ++i) r[i] = t[i];
-  }
-}
 
 // Columns are rows of the matrix, steps its columns: (rows, d) becomes [panel of rows][d].
 template <class M, class T>

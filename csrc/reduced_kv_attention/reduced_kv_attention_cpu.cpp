@@ -5,11 +5,8 @@
 // softmax), so memory is bounded whatever the key count. Bound by FMA issue: packing costs 1-2 %
 // and the exponential about 10 % of 4096 x 256 at d = 64. With a matrix unit the exponential is
 // most of what is left; it leaves the maxima to a pass over the scores.
-#include "common/cpu_threads.h"
+#include "reduced_kv_attention/cpu_forward_rows.h"
 #include "reduced_kv_attention/cpu_matrix_tiles.h"
-#include "reduced_kv_attention/cpu_softmax.h"
-#include "reduced_kv_attention/cpu_tiles.h"
-#include "reduced_kv_attention/reduced_kv_attention.h"
 
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
@@ -29,72 +26,52 @@ struct ForwardMultiplyOf<bfloat16_t> {
 #endif
 
 template <class T>
-struct Forward {
+using ForwardSum = typename ForwardMultiplyOf<T>::type::Sum;
+
+template <class T>
+struct Forward : ForwardRows<T, ForwardSum<T>> {
   using M = typename ForwardMultiplyOf<T>::type;
   using A = typename M::Sum;
   using Unit = typename M::Unit;
-  static constexpr int64_t kLane = kLanes<A>;
+  using Rows = ForwardRows<T, A>;
+  using Rows::args, Rows::size, Rows::before, Rows::factor, Rows::d_vectors, Rows::row_max,
+      Rows::row_sum, Rows::kLane, Rows::finite, Rows::finish, Rows::of_head;
   // Whether the products find the rows' maxima.
   static constexpr bool kFindsHighest = M::kRows == kRowGroup;
   // S (kRows, kKeyBlock) of a tile fits L1, or the matrix unit's nearly.
   static constexpr int64_t kRows = kFindsHighest ? kAttentionRows / 4 * 3 : kAttentionRows;
   // Packed K and V fit L2 up to d = 256.
   static constexpr int64_t kKeyBlock = kFindsHighest ? 256 : kAttentionKeyBlock;
-  static constexpr A kInfinity = static_cast<A>(__builtin_inf());
 
-  const AttentionForwardArgs& args;
-  const AttentionSizes& size;
-  // Scores are kept as products times `before`, which is -1 where the scale is negative, so that
-  // the largest weighs most; times `factor` they are powers of 2.
-  A before, factor;
-  int64_t d_vectors, d_units, blocks, block_keys;
-  // Packed operands, the tile, and the state of the task's rows.
+  int64_t d_units, blocks, block_keys;
+  // Packed operands, and the tile.
   Unit* key_panels;
   Unit* value_panels;
   Unit* query_rows;
   A* scores;
   A* sums;
-  A* row_max;
-  A* row_sum;
   A* row_keep;
   A* row_highest;  // a vector for each row of a tile
 
-  Forward(const AttentionForwardArgs& a, char* workspace) : args(a), size(a.size) {
-    const A log2_scale = static_cast<A>(size.scale * 1.4426950408889634074);
-    if (sizeof(A) == sizeof(double) || !(log2_scale != A{0})) {
-      // In float64 as the backward pass has them, so that their roundings cancel.
-      before = log2_scale, factor = A{1};
-    } else {
-      before = log2_scale < A{0} ? A{-1} : A{1}, factor = before * log2_scale;
-    }
-    d_vectors = ceil_div(size.d, kLane);
+  Forward(const AttentionForwardArgs& a, char* workspace) : Rows(a) {
     d_units = round_up(ceil_div(size.d, M::kDepth), kLane);
     blocks = ceil_div(size.keys, kKeyBlock);
     block_keys = round_up(ceil_div(size.keys, blocks), kLane);
     const int64_t d_padded = d_vectors * kLane;
-    key_panels = take<Unit>(workspace, block_keys * d_units);
-    value_panels = take<Unit>(workspace, block_keys * d_padded);
-    query_rows = take<Unit>(workspace, kRows * d_units);
-    scores = take<A>(workspace, kRows * (block_keys + kSkew));
-    sums = take<A>(workspace, (blocks > 1 ? kChunk : kRows) * d_padded);
-    row_max = take<A>(workspace, kChunk);
-    row_sum = take<A>(workspace, kChunk);
-    row_keep = take<A>(workspace, kAttentionRows);
-    row_highest = take<A>(workspace, kRows * kLane);
-  }
-
-  template <class X>
-  static X* take(char*& from, int64_t count) {
-    X* const start = reinterpret_cast<X*>(from);
-    from += round_up(count * static_cast<int64_t>(sizeof(X)), 64);
-    return start;
+    key_panels = Rows::template take<Unit>(workspace, block_keys * d_units);
+    value_panels = Rows::template take<Unit>(workspace, block_keys * d_padded);
+    query_rows = Rows::template take<Unit>(workspace, kRows * d_units);
+    scores = Rows::template take<A>(workspace, kRows * (block_keys + kSkew));
+    sums = Rows::template take<A>(workspace, (blocks > 1 ? kChunk : kRows) * d_padded);
+    row_max = Rows::template take<A>(workspace, kChunk);
+    row_sum = Rows::template take<A>(workspace, kChunk);
+    row_keep = Rows::template take<A>(workspace, kAttentionRows);
+    row_highest = Rows::template take<A>(workspace, kRows * kLane);
   }
 
   void task(int64_t n, int64_t head, int64_t begin, int64_t end) {
-    const T* const k =
-        static_cast<const T*>(args.k) + n * size.k_stride[0] + head * size.k_stride[2];
-    const T* const v =
-        static_cast<const T*>(args.v) + n * size.v_stride[0] + head * size.v_stride[2];
+    const T* const k = of_head(args.k, size.k_stride, n, head);
+    const T* const v = of_head(args.v, size.v_stride, n, head);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t key = block * block_keys, keys = smaller(block_keys, size.keys - key);
       if (keys <= 0) break;
@@ -108,18 +85,17 @@ struct Forward {
 
   void tile(int64_t n, int64_t head, int64_t row, int64_t rows, int64_t slot, int64_t keys,
             bool first, bool last) {
-    const T* const q = static_cast<const T*>(args.q) + n * size.q_stride[0] +
-                       row * size.q_stride[1] + head * size.q_stride[2];
+    const T* const q = of_head(args.q, size.q_stride, n, head) + row * size.q_stride[1];
     const int64_t vectors = ceil_div(keys, kLane), stride = block_keys + kSkew;
     const bool whole = kFindsHighest && keys % kLane == 0;
     if (whole)
-      for (int64_t i = 0; i < kRows * kLane; ++i) row_highest[i] = -kInfinity;
+      for (int64_t i = 0; i < kRows * kLane; ++i) row_highest[i] = -kInfinity<A>;
     pack_left<M>(q, size.q_stride[1], rows, size.d, d_units, query_rows);
     multiply<M>({query_rows, d_units, 1}, key_panels, M::steps(size.d), rows, vectors,
                 {scores, stride, Into::kSet, before, row_keep, whole ? row_highest : nullptr});
     A* const o = sums + (blocks > 1 ? slot * d_vectors * kLane : 0);
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t j = keys; j < vectors * kLane; ++j) scores[r * stride + j] = -kInfinity;
+      for (int64_t j = keys; j < vectors * kLane; ++j) scores[r * stride + j] = -kInfinity<A>;
     for (int64_t r = 0; r < rows; r += kLane)
       softmax_rows(r, smaller(kLane, rows - r), vectors, whole, first, slot + r);
     const Left<M> weights{reinterpret_cast<const Unit*>(scores),
@@ -138,7 +114,7 @@ struct Forward {
     A* const s = scores + row * stride;
     Vector<A> each[kLane];
     for (int64_t r = 0; r < kLane; ++r) {
-      each[r] = -kInfinity - Vector<A>{};
+      each[r] = -kInfinity<A> - Vector<A>{};
       if (r < rows)
         each[r] =
             found ? load(row_highest + (row + r) * kLane) : lane_maxima(s + r * stride, vectors);
@@ -161,11 +137,6 @@ struct Forward {
     store_first(row_sum + slot, before_now + added, rows);
     store_first(row_max + slot, now, rows);
     store(row_keep + row, keep);
-  }
-
-  // A row without a finite score yet has no maximum to subtract: its weights are zero, not NaN.
-  static CLIPWEATHER_INLINE Vector<A> finite(Vector<A> high) {
-    return select(high == -kInfinity - Vector<A>{}, Vector<A>{}, high);
   }
 
   // Lanes' sums. bf16 weights overwrite scores already read: half as wide, from the row's start.
@@ -195,41 +166,30 @@ struct Forward {
     }
     return sum[0] + sum[1];
   }
-
-  void finish(int64_t n, int64_t head, int64_t row, int64_t rows, int64_t slot, const A* o) {
-    A* lse = static_cast<A*>(args.lse);
-    if (lse != nullptr) lse += (n * size.heads + head) * size.queries + row;
-    for (int64_t r = 0; r < rows; ++r, o += d_vectors * kLane) {
-      const A inverse = A{1} / row_sum[slot + r];
-      if (lse != nullptr) {
-        // Fused, so that its rounding is not in what the backward pass takes exponents of.
-        const double log2_sum =
-            __builtin_fma(row_max[slot + r], factor, __builtin_log2(row_sum[slot + r]));
-        lse[r] = static_cast<A>(log2_sum * 0.69314718055994530942);
-      }
-      T* const out =
-          static_cast<T*>(args.out) + ((n * size.queries + row + r) * size.heads + head) * size.d;
-      int64_t c = 0;
-      for (; c + kLane <= size.d; c += kLane) store(out + c, load(o + c) * inverse);
-      if (c < size.d) store_first(out + c, load(o + c) * inverse, size.d - c);
-    }
-  }
 };
 
-template <class T>
-void forward(const AttentionForwardArgs& args) {
+// Calls body(n, head, begin, end, workspace) for chunks of nearly equal length, whole tiles each.
+template <class Body>
+void for_chunks(const AttentionForwardArgs& args, int64_t most, int64_t tile_rows,
+                const Body& body) {
   const AttentionSizes& size = args.size;
-  const int64_t chunks = ceil_div(size.queries, kChunk);
-  // Chunks of nearly equal length, whole tiles each.
-  const int64_t chunk = round_up(ceil_div(size.queries, chunks), Forward<T>::kRows);
+  const int64_t chunks = ceil_div(size.queries, most);
+  const int64_t chunk = round_up(ceil_div(size.queries, chunks), tile_rows);
   parallel_tasks(size.n * size.heads * chunks, args.threads, [&](int64_t task, int64_t thread) {
     const int64_t begin = task % chunks * chunk, end = smaller(begin + chunk, size.queries);
     if (begin >= end) return;
     char* const workspace = static_cast<char*>(args.workspace) + thread * args.workspace_bytes;
-    const int64_t n = task / chunks / size.heads, head = task / chunks % size.heads;
-    [[maybe_unused]] const typename Forward<T>::M::Hardware hardware;
-    Forward<T>(args, workspace).task(n, head, begin, end);
+    body(task / chunks / size.heads, task / chunks % size.heads, begin, end, workspace);
   });
+}
+
+template <class T>
+void forward(const AttentionForwardArgs& args) {
+  for_chunks(args, kChunk, Forward<T>::kRows,
+             [&](int64_t n, int64_t head, int64_t begin, int64_t end, char* workspace) {
+               [[maybe_unused]] const typename Forward<T>::M::Hardware hardware;
+               Forward<T>(args, workspace).task(n, head, begin, end);
+             });
 }
 
 }  // namespace
