@@ -25,7 +25,9 @@ struct AttentionSizes {
 // The CPU kernels' tiling, which the size of their workspace follows from.
 inline constexpr int64_t kAttentionRows = 32;          // most queries of a forward tile
 inline constexpr int64_t kAttentionChunk = 384;        // queries of a forward task
+inline constexpr int64_t kAttentionLongChunk = 768;    // the same where products are in parts
 inline constexpr int64_t kAttentionKeyBlock = 384;     // keys packed at a time
+inline constexpr int64_t kAttentionKeysAtOnce = 64;    // of them, weighed at a time in parts
 inline constexpr int64_t kAttentionBackwardRows = 24;  // queries of a backward tile
 
 // Keys packed at a time by the backward pass: three operands and two sums of them share L2.
@@ -49,11 +51,19 @@ inline AttentionRuns attention_runs(const AttentionSizes& size) {
   return {(size.queries + whole - 1) / whole, whole};
 }
 
-// Bytes a thread of the CPU kernels needs, for any instruction set.
+// Bytes a thread of the CPU kernels needs, for any instruction set. In float32 operands and some
+// weights may be kept in three parts of two bytes.
 inline int64_t attention_workspace(const AttentionSizes& size) {
   const int64_t width = size.dtype == DType::kFloat64 ? 8 : 4, slack = 32 * 64;
   const int64_t d = (size.d + 31) / 32 * 32, keys = kAttentionKeyBlock, rows = kAttentionRows;
-  return width * (2 * keys * d + rows * d + rows * (keys + 32) + kAttentionChunk * (d + 2)) + slack;
+  const int64_t operands = 2 * keys * d + rows * d;
+  if (size.dtype == DType::kFloat32) {
+    const int64_t weights = 2 * rows * kAttentionKeysAtOnce;
+    const int64_t scores = rows * (keys + kAttentionKeysAtOnce);
+    return 6 * (operands + weights) +
+           4 * (scores + rows * (d + 48) + kAttentionLongChunk * (d + 2)) + slack;
+  }
+  return width * (operands + rows * (keys + 32) + kAttentionChunk * (d + 2)) + slack;
 }
 inline int64_t attention_backward_workspace(const AttentionSizes& size) {
   const int64_t width = size.dtype == DType::kFloat64 ? 8 : 4, slack = 32 * 64;

@@ -4,9 +4,11 @@
 // they lie in L1, O += P V. Beyond kKeyBlock keys the next block rescales the rows' sums (online
 // softmax), so memory is bounded whatever the key count. Bound by FMA issue: packing costs 1-2 %
 // and the exponential about 10 % of 4096 x 256 at d = 64. With a matrix unit the exponential is
-// most of what is left; it leaves the maxima to a pass over the scores.
+// most of what is left; it leaves the maxima to a pass over the scores. Where it multiplies
+// float32, in parts, another walk does it (cpu_part_forward.h).
 #include "reduced_kv_attention/cpu_forward_rows.h"
 #include "reduced_kv_attention/cpu_matrix_tiles.h"
+#include "reduced_kv_attention/cpu_part_forward.h"
 
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
@@ -185,6 +187,19 @@ void for_chunks(const AttentionForwardArgs& args, int64_t most, int64_t tile_row
 
 template <class T>
 void forward(const AttentionForwardArgs& args) {
+#if defined(__AMX_BF16__)
+  if constexpr (sizeof(T) == sizeof(float))
+    if (attention_parts_pay(args.size)) {
+      for_chunks(args, PartForward::most_queries(args.size), PartForward::kRows,
+                 [&](int64_t n, int64_t head, int64_t begin, int64_t end, char* workspace) {
+                   const MatrixUnit unit;
+                   if (PartForward(args, workspace).task(n, head, begin, end)) return;
+                   for (int64_t i = begin; i < end; i += kChunk)
+                     Forward<T>(args, workspace).task(n, head, i, smaller(i + kChunk, end));
+                 });
+      return;
+    }
+#endif
   for_chunks(args, kChunk, Forward<T>::kRows,
              [&](int64_t n, int64_t head, int64_t begin, int64_t end, char* workspace) {
                [[maybe_unused]] const typename Forward<T>::M::Hardware hardware;
