@@ -23,6 +23,8 @@ from op_tests import OpTests
 HEAD_DIMS = (1, 3, 64, 80, 160, 256)
 #: Widths whose last vector is half full or less, behind 1 to 4 others, on processors that have 16.
 HALVES = (20, 24, 40, 56, 72)
+#: Widths with and without half a block of parts, and the widest.
+IN_PARTS = (17, 64, 80, 160, 256)
 KEYS = (1, 48, 64, 255, 256, 2000)
 
 
@@ -39,6 +41,13 @@ class TestReducedKvAttention(OpTests):
         **{f"half_a_vector{d}": {"n": 1, "queries": 26, "keys": 300, "d": d} for d in HALVES},
         "queries_past_a_task": {"n": 1, "queries": 800, "keys": 20, "heads": 1, "d": 8},
         "queries_and_keys_past_a_task": {"n": 1, "queries": 800, "keys": 300, "heads": 1, "d": 8},
+        # Sizes of which a matrix unit multiplies float32 in parts.
+        "in_parts": {"queries": 70, "keys": 130},
+        **{f"in_parts_d{d}": {"n": 1, "queries": 97, "keys": 129, "d": d} for d in IN_PARTS},
+        "in_parts_past_a_block": {"n": 1, "queries": 145, "keys": 900, "heads": 2, "d": 33},
+        "in_parts_past_a_task": {"n": 1, "queries": 800, "keys": 70, "heads": 1, "d": 20},
+        "in_parts_long_tasks": {"n": 1, "queries": 3100, "keys": 400, "heads": 4, "d": 20},
+        "in_parts_negative_scale": {"n": 1, "queries": 64, "keys": 200, "scale": -0.4},
         "many_heads": {"n": 5, "queries": 3, "keys": 7, "heads": 5, "d": 4},
         "one_query": {"queries": 1, "keys": 9},
         "one_of_each": {"n": 1, "queries": 1, "keys": 1, "heads": 1, "d": 1},
@@ -49,7 +58,7 @@ class TestReducedKvAttention(OpTests):
         "no_query": {"queries": 0},
         "no_head": {"heads": 0},
     }
-    representative = ("plain", "two_images_two_heads")
+    representative = ("plain", "two_images_two_heads", "in_parts")
     tiny = {
         "few_keys": {"n": 1, "queries": 4, "keys": 3, "heads": 2, "d": 3},
         "one_key": {"n": 1, "queries": 3, "keys": 1, "heads": 1, "d": 2},
@@ -175,10 +184,11 @@ class TestReducedKvAttention(OpTests):
 
     # Triton's interpreter computes with NumPy, which warns of NaN and infinity.
     @pytest.mark.filterwarnings("ignore:invalid value encountered")
+    @pytest.mark.parametrize("size", ["plain", "in_parts"])
     @pytest.mark.parametrize("name", ["q", "k", "v"])
-    def test_non_finite_values(self, backend: str, device: str, name: str) -> None:
+    def test_non_finite_values(self, backend: str, device: str, name: str, size: str) -> None:
         """A NaN spoils the rows it takes part in, and no other."""
-        call = self.runnable(self.call("plain", torch.float32, device), backend)
+        call = self.runnable(self.call(size, torch.float32, device), backend)
         spoilt = call.present[name].clone()
         spoilt[1, 5, 2, 7] = float("nan")
         out = call.with_tensors(**{name: spoilt})(backend=backend)[0]
@@ -300,6 +310,46 @@ def test_key_blocks_agree_on_weights(dtype: torch.dtype) -> None:
     out = ops.reduced_kv_attention(q, k, v, scale=1.0, backend="cpu").float()
     expected = torch.full_like(out, torch.tensor(1.0).sigmoid().item())
     torch.testing.assert_close(out, expected, rtol=0, atol=4e-3)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("q", slice(None), float("inf")),
+        ("k", slice(None), float("-inf")),
+        ("k", slice(None), float("inf")),
+        ("k", slice(None), -3e38),
+        ("k", 5, -1e30),
+        ("v", 5, float("-inf")),
+        ("v", 5, 3e38),
+    ],
+)
+def test_infinite_and_huge_numbers(name: str, column: int | slice, value: float) -> None:
+    """They give what float64 gives, in two blocks of the CPU kernel's keys and two tasks."""
+    tensors = {"q": torch.rand(1, 800, 1, 32) + 0.1, "k": torch.rand(1, 500, 1, 32) + 0.1}
+    tensors["v"] = torch.randn(1, 500, 1, 32)
+    tensors["q"][:, 7] *= 1e12
+    tensors[name][:, 450, :, column] = value
+    out = ops.reduced_kv_attention(*tensors.values(), backend="cpu")
+    wide = ops.reduced_kv_attention(*(t.double() for t in tensors.values()), backend="cpu")
+    rows = torch.arange(800) != 7  # whose largest score is rounded to more than a weight's width
+    expected = wide.float()
+    torch.testing.assert_close(
+        out[:, rows], expected[:, rows], rtol=1e-5, atol=1e-5, equal_nan=True
+    )
+    assert torch.equal(out.isnan(), expected.isnan())
+
+
+@needs_native
+def test_long_sums_round_as_short_ones() -> None:
+    """Sums of one sign over many keys are as good as float32 with sums of blocks."""
+    q, k = torch.randn(1, 70, 1, 32), torch.randn(1, 6000, 1, 32)
+    v = torch.rand(1, 6000, 1, 32) + 1
+    out = ops.reduced_kv_attention(q, k, v, backend="cpu")
+    wide = ops.reduced_kv_attention(q.double(), k.double(), v.double(), backend="cpu")
+    worst = ((out - wide) / wide).abs().max().item()
+    assert worst < 8 * torch.finfo(torch.float32).eps
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
