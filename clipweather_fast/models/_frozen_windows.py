@@ -19,8 +19,11 @@ MOST_ROWS = {
     torch.bfloat16: {Kind.DOWN: 512, Kind.UP: 128},
     torch.float32: {Kind.DOWN: 64, Kind.UP: 64},
 }
-#: Of a transposed layer: four products of their own need a weight worth it.
-LEAST_CHANNELS = 256
+#: What gathers windows, and the four products of a transposed layer, need a weight worth it.
+LEAST_CHANNELS = {
+    torch.bfloat16: {Kind.DOWN: 0, Kind.UP: 256},
+    torch.float32: {Kind.DOWN: 256, Kind.UP: 256},
+}
 
 
 class Windows:
@@ -37,10 +40,10 @@ class Windows:
     def suits(weight: Tensor, kind: Kind, image: Tensor, dtype: torch.dtype) -> bool:
         """Whether it takes the layer and was measured to be faster on such an image."""
         n, channels, h, w = image.shape
-        if kind not in MOST_ROWS[dtype] or channels % 2:
+        if kind not in MOST_ROWS[dtype] or channels % 2 or channels < LEAST_CHANNELS[dtype][kind]:
             return False
         out_channels = weight.shape[1 if kind == Kind.UP else 0]
-        if out_channels % 16 or (kind == Kind.UP and channels < LEAST_CHANNELS):
+        if out_channels % 16:
             return False
         rows = n * h * w if kind == Kind.UP else n * -(-h // 2) * -(-w // 2)
         return rows <= MOST_ROWS[dtype][kind]

@@ -1,6 +1,7 @@
 // Blocks of tiles go through three steps while they are in cache: to points, at each point one
 // product with its matrix, back to pixels with all that follows. The products bound it; the weight
 // is read once per block.
+#include <algorithm>
 #include <type_traits>
 
 #include "common/cpu_buffer.h"
@@ -167,8 +168,10 @@ class Winograd {
   void multiply_points(const Room& room, float* floats, int64_t tiles, int threads) const {
     const int64_t panels = ceil_div(columns_[kSide + 1], kPanel);  // most of any point
 #if defined(__AMX_BF16__)
+    // By what all tiles are, not those of a block, which the number of threads decides.
+    const int64_t most = std::min(kBlock, args_.n * high_ * wide_);
     if constexpr (sizeof(T) == sizeof(float))
-      if (parts_pay(tiles, columns_[kSide + 1], args_.c) && args_.c <= PartProducts<>::kDepth) {
+      if (parts_pay(most, columns_[kSide + 1], args_.c) && args_.c <= PartProducts<>::kDepth) {
         parallel_tasks(threads, threads, [&](int64_t task, int) {
           multiply_in_parts(room, floats, tiles, kPoints * task / threads,
                             kPoints * (task + 1) / threads);

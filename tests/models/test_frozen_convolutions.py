@@ -186,26 +186,63 @@ def test_windows_one_pixel_wide(h: int, w: int) -> None:
     assert largest_error(got, truth) <= torch.finfo(BFLOAT16).eps * largest(truth)
 
 
-@needs_bfloat16
 @pytest.mark.skipif(not matrix_unit(), reason="no matrix unit")
-def test_small_images_go_by_windows() -> None:
-    module, x = layer(nn.Conv2d, 64, 32, 3, 2, 1), image(1, 64, 16, 16, dtype=BFLOAT16)
-    down = FrozenConv(module, BFLOAT16)
+@pytest.mark.parametrize(
+    ("dtype", "least"), [(torch.float32, 256), pytest.param(BFLOAT16, 64, marks=needs_bfloat16)]
+)
+def test_small_images_go_by_windows(dtype: torch.dtype, least: int) -> None:
+    module, x = layer(nn.Conv2d, least, 32, 3, 2, 1), image(1, least, 16, 16, dtype=dtype)
+    down = FrozenConv(module, dtype)
     check(down(x), module, x)
     assert set(down.layer.forms.made) == {"windows"}
     check(down(x, "relu"), nn.Sequential(module, nn.ReLU()), x)
     assert set(down.layer.forms.made) == {"windows", 2}
-    module, x = layer(nn.ConvTranspose2d, 256, 32, 4, 2, 1), image(1, 256, 4, 4, dtype=BFLOAT16)
-    up = FrozenUp(module, BFLOAT16)
+    module, x = layer(nn.ConvTranspose2d, 256, 32, 4, 2, 1), image(1, 256, 4, 4, dtype=dtype)
+    up = FrozenUp(module, dtype)
     check(up(x), module, x)
     assert set(up.layer.forms.made) == {"windows"}
-    looked_at = FrozenUp(module, BFLOAT16)
+    looked_at = FrozenUp(module, dtype)
     with observed():
         assert looked_at(x).shape == up(x).shape
     assert not looked_at.layer.forms.made
-    large = image(1, 256, 12, 12, dtype=BFLOAT16)
+    large = image(1, 256, 12, 12, dtype=dtype)
     check(up(large), module, large)
     assert set(up.layer.forms.made) == {"windows", 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "out_channels", "n", "h", "w"),
+    [
+        ("same", 144, 112, 1, 22, 21),  # 36 tiles of 4 x 4, half a panel, half a step
+        ("same", 96, 200, 2, 9, 31),
+        ("up", 104, 72, 1, 13, 11),
+        ("down", 120, 136, 1, 21, 50),
+    ],
+)
+def test_points_by_a_matrix_unit(
+    kind: str, channels: int, out_channels: int, n: int, h: int, w: int
+) -> None:
+    """So many numbers that it multiplies float32 there, in parts."""
+    x = image(n, channels, h, w)
+    if kind == "up":
+        module = layer(nn.ConvTranspose2d, channels, out_channels, 4, 2, 1)
+        conv: FrozenConv | FrozenUp = FrozenUp(module, torch.float32)
+    else:
+        module = layer(nn.Conv2d, channels, out_channels, 3, 1 if kind == "same" else 2, 1)
+        conv = FrozenConv(module, torch.float32)
+    got, threads = conv(x), torch.get_num_threads()
+    check(got, module, x)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(conv(x), got)
+    finally:
+        torch.set_num_threads(threads)
+    x[0, 1, h // 2, w // 2] = torch.nan
+    broken = conv(x).isnan()
+    # A tile's pixels break together, no others.
+    assert broken.any()
+    assert broken.sum() <= out_channels * 12**2
 
 
 @needs_bfloat16

@@ -42,6 +42,11 @@ SHAPES = [
     ((2, 401, 34), 96),
     ((9, 24), 160),
     ((0, 8), 16),
+    # So large that a matrix unit multiplies float32: half a panel, half a step, rows of 1 to 31.
+    ((1, 129, 100), 112),
+    ((2, 24, 1300), 80),
+    ((50, 2100), 208),
+    ((7, 99, 38), 96),
 ]
 
 
@@ -73,6 +78,42 @@ def test_tokens_do_not_touch_each_other(dtype: torch.dtype, features: int) -> No
     broken = linear(x).isfinite().logical_not()
     assert broken.nonzero()[:, 1].unique().tolist() == [17, 40]
     assert torch.equal(linear(x)[~broken], expected[~broken])
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize(("rows", "features"), [(53, 512), (70, 1400)])
+def test_tokens_of_large_products_do_not_touch_each_other(
+    rows: int, features: int, activation: str
+) -> None:
+    module, x = layer(features, 80), torch.randn(rows, features)
+    linear = PanelLinear(module.weight, module.bias, activation)
+    expected = linear(x)
+    x[17, -1], x[40, 0] = torch.inf, torch.nan
+    broken = linear(x).isfinite().logical_not()
+    assert broken.nonzero()[:, 0].unique().tolist() == [17, 40]
+    assert torch.equal(linear(x)[~broken], expected[~broken])
+
+
+@pytest.mark.parametrize("name", ["gelu", "swish"])
+@pytest.mark.parametrize(
+    ("rows", "features", "out_features"), [(130, 100, 112), (1030, 64, 64), (83, 1100, 80)]
+)
+def test_activations_of_large_products(
+    name: str, rows: int, features: int, out_features: int
+) -> None:
+    module, x = layer(features, out_features), torch.randn(rows, features)
+    activation = {"gelu": nn.functional.gelu, "swish": nn.functional.silu}[name]
+    got, threads = PanelLinear(module.weight, module.bias, name)(x), torch.get_num_threads()
+    truth = activation(copy.deepcopy(module).double()(x.double()))
+    unit = torch.finfo(torch.float32).eps * largest(truth)
+    own = largest_error(activation(module(x)), truth)
+    assert largest_error(got, truth) <= 2 * own + ULPS * unit
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(PanelLinear(module.weight, module.bias, name)(x), got)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_odd_depths_are_summed_too() -> None:
