@@ -28,17 +28,28 @@ inline bool parts_pay(int64_t rows, int64_t columns, int64_t depth) {
          rows * columns * depth >= kEnough;
 }
 
+// Where a thread's operands lie that have been taken apart, in blocks: rows, and two panels.
+struct PartRoom {
+  static constexpr int64_t kRows = 128, kPanel = 32;
+
+  // Kept: a block of this size would be given back to the system, and come back page by page.
+  static uint32_t* of_thread() {
+    static thread_local const Buffer<uint32_t> all((kRows + 2 * kPanel) * kPartBlock);
+    return all.get();
+  }
+};
+
 // After: of vectors of sums, before they are numbers of c.
 template <class After = AsTheyAre>
 class PartProducts {
  public:
-  static constexpr int64_t kDepth = 1024;  // at most, at once
+  static constexpr int64_t kDepth = PartRoom::kPanel * kPartSide;  // at most, at once
   // Rows at once, of so many numbers: 768 KB, which stay in L2.
   static int64_t most_rows(int64_t depth) {
     return kBlocks / ceil_div(depth, kPartSide) * kPartSide;
   }
 
-  PartProducts() : rows_(room()) {
+  PartProducts() : rows_(PartRoom::of_thread()) {
     panels_[0] = rows_ + kBlocks * kPartBlock, panels_[1] = panels_[0] + kSteps * kPartBlock;
   }
   ~PartProducts() { finish(waiting_.rows); }
@@ -85,17 +96,11 @@ class PartProducts {
   }
 
  private:
-  static constexpr int64_t kSide = kMatrixRows, kCalls = 6, kBlocks = 128;
-  static constexpr int64_t kSteps = kDepth / kPartSide;
+  static constexpr int64_t kSide = kMatrixRows, kCalls = 6;
+  static constexpr int64_t kBlocks = PartRoom::kRows, kSteps = PartRoom::kPanel;
   static constexpr int64_t kSummed = 24;     // steps; rounding errors grow with the length of a sum
   static constexpr int64_t kRowsAhead = 64;  // of a panel, fetched early
   static constexpr bool kSums = std::is_same_v<After, AsTheyAre>;
-
-  // Kept: a block of this size would be given back to the system, and come back page by page.
-  static uint32_t* room() {
-    static thread_local const Buffer<uint32_t> all((kBlocks + 2 * kSteps) * kPartBlock);
-    return all.get();
-  }
 
   // What a product is of sums, and how many pairs of the next panel's rows a call takes apart.
   struct Part {

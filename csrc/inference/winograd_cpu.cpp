@@ -212,22 +212,29 @@ class Winograd {
   void multiply_in_parts(const Room& room, float* floats, int64_t tiles, int64_t begin,
                          int64_t end) const {
     if (begin == end) return;
+    const int64_t most = PartProducts<>::most_rows(args_.c);
     const auto at = [&](int64_t e, int64_t column) {
       return product(room, floats, tiles, e, column);
     };
     PartProducts<> products;
     products.take_panel(at(begin, 0).panel, args_.c);
-    for (int64_t e = begin; e < end; ++e) {
-      const PanelProduct<float, float> first = at(e, 0);
-      products.take_rows(first.a, first.a_row, tiles, args_.c);
-      for (int64_t column = 0; column < columns_[e]; column += kPanel) {
-        const bool last = column + kPanel >= columns_[e];
-        const float* const next = !last         ? at(e, column + kPanel).panel
-                                  : e + 1 < end ? at(e + 1, 0).panel
-                                                : nullptr;
-        products.add(at(e, column), false, true, next, args_.c);
+    for (int64_t e = begin; e < end; ++e)
+      for (int64_t from = 0; from < tiles; from += most) {
+        const int64_t rows = std::min(most, tiles - from);
+        const PanelProduct<float, float> first = at(e, 0);
+        const bool all = from + rows == tiles;
+        products.take_rows(first.a + from * first.a_row, first.a_row, rows, args_.c);
+        for (int64_t column = 0; column < columns_[e]; column += kPanel) {
+          const float* next = nullptr;
+          if (column + kPanel < columns_[e])
+            next = at(e, column + kPanel).panel;
+          else if (!all || e + 1 < end)
+            next = at(all ? e + 1 : e, 0).panel;
+          PanelProduct<float, float> p = at(e, column);
+          p.a += from * p.a_row, p.c += from * p.c_row, p.rows = rows;
+          products.add(p, false, true, next, args_.c);
+        }
       }
-    }
   }
 #endif
 

@@ -18,7 +18,7 @@ from clipweather_fast.models._conv_decoder import Residual
 from clipweather_fast.models._frozen_convolution import FrozenConv, FrozenUp
 from clipweather_fast.models._frozen_decoder import FrozenResidual
 from clipweather_fast.models._frozen_windows import Windows
-from clipweather_fast.models._frozen_winograd import Kind
+from clipweather_fast.models._frozen_winograd import Kind, Winograd
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._direct import observed
 from clipweather_fast.ops._native import matrix_unit
@@ -265,6 +265,33 @@ def test_bits_are_those_of_one_thread(dtype: torch.dtype) -> None:
         assert all(torch.equal(conv(x), y) for x, y in zip(images, expected, strict=True))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "threads", "h", "w"),
+    [
+        (Kind.SAME, 1024, 3, 24, 30),
+        (Kind.SAME, 512, 5, 32, 34),
+        (Kind.SAME, 320, 12, 48, 60),
+        (Kind.UP, 700, 4, 20, 30),
+        (Kind.DOWN, 512, 6, 64, 76),
+    ],
+)
+def test_many_threads_share_a_block(
+    kind: Kind, channels: int, threads: int, h: int, w: int
+) -> None:
+    """Of so many tiles that a matrix unit takes them apart in pieces."""
+    torch.manual_seed(0)
+    shape = (channels, 32, 4, 4) if kind == Kind.UP else (64, channels, 3, 3)
+    form, x = Winograd(torch.randn(shape), None, kind, 2), image(1, channels, h, w)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = form(x)
+        torch.set_num_threads(threads)
+        assert torch.equal(form(x), expected)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_form_made_in_a_call_serves_later_ones() -> None:
