@@ -37,12 +37,17 @@ struct Parts {
 };
 
 // Rounded, not cut off: parts of one sign would be lost in large sums always to the same side.
+// The largest numbers would round to infinity; kLargest: there may be such.
+template <bool kLargest = true>
 CLIPWEATHER_INLINE Parts parts_of(__m512 x) {
   const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(-0x10000);
-  // The largest numbers would round to infinity.
-  const __mmask16 rounds = _mm512_cmple_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(0x1.fcp127f));
   const __m512i bits = _mm512_castps_si512(x);
-  const __m512i high = _mm512_and_si512(_mm512_mask_add_epi32(bits, rounds, bits, half), upper);
+  __m512i sum = _mm512_add_epi32(bits, half);
+  if constexpr (kLargest) {
+    const __mmask16 rounds = _mm512_cmple_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(0x1.fcp127f));
+    sum = _mm512_mask_add_epi32(bits, rounds, bits, half);
+  }
+  const __m512i high = _mm512_and_si512(sum, upper);
   const __m512 rest = _mm512_sub_ps(x, _mm512_castsi512_ps(high));
   const __m512i middle = _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(rest), half), upper);
   const __m512 low = _mm512_sub_ps(rest, _mm512_castsi512_ps(middle));

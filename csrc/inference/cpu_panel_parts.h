@@ -22,7 +22,7 @@ struct AsTheyAre {
 
 // Whether taking apart costs less than multiplying so saves. Few rows wait for the panels' way
 // through memory; a panel or two are less than what taking rows apart costs.
-inline bool parts_pay(int64_t rows, int64_t columns, int64_t depth) {
+inline bool panel_parts_pay(int64_t rows, int64_t columns, int64_t depth) {
   constexpr int64_t kEnough = 1 << 20;
   return rows >= 24 && columns >= 2 * kPanel && depth >= kPartSide &&
          rows * columns * depth >= kEnough;
@@ -91,8 +91,7 @@ class PartProducts {
       else
         wide ? multiply<false, true>(p, m, rows, part) : multiply<false, false>(p, m, rows, part);
     }
-    prepare(next_.pairs);
-    now_ ^= 1;
+    now_ ^= 1;  // which is whole: the calls were as many as it takes
   }
 
  private:

@@ -152,7 +152,7 @@ void run_in_parts(const Layer<float, float>& layer) {
 void linear(const LinearArgs& args) {
   if (args.m == 0) return;
 #if defined(__AMX_BF16__)
-  if (args.type == DType::kFloat32 && parts_pay(args.m, args.n, args.k)) {
+  if (args.type == DType::kFloat32 && panel_parts_pay(args.m, args.n, args.k)) {
     const Layer<float, float> layer{args, args.k};
     switch (args.activation) {
       case LinearActivation::kNone:

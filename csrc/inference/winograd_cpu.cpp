@@ -171,7 +171,8 @@ class Winograd {
     // By what all tiles are, not those of a block, which the number of threads decides.
     const int64_t most = std::min(kBlock, args_.n * high_ * wide_);
     if constexpr (sizeof(T) == sizeof(float))
-      if (parts_pay(most, columns_[kSide + 1], args_.c) && args_.c <= PartProducts<>::kDepth) {
+      if (panel_parts_pay(most, columns_[kSide + 1], args_.c) &&
+          args_.c <= PartProducts<>::kDepth) {
         parallel_tasks(threads, threads, [&](int64_t task, int) {
           multiply_in_parts(room, floats, tiles, kPoints * task / threads,
                             kPoints * (task + 1) / threads);

@@ -19,19 +19,6 @@ inline bool attention_parts_pay(const AttentionSizes& size) {
   return size.d > 16 && size.keys >= 64 && size.queries >= 64 && size.keys * size.queries >= 8192;
 }
 
-// Of a weight, which does not round to infinity.
-CLIPWEATHER_INLINE Parts parts_of_weight(__m512 x) {
-  const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(-0x10000);
-  const auto rounded = [&](__m512 a) {
-    return _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(a), half), upper);
-  };
-  const __m512i high = rounded(x);
-  const __m512 rest = _mm512_sub_ps(x, _mm512_castsi512_ps(high));
-  const __m512i middle = rounded(rest);
-  const __m512 low = _mm512_sub_ps(rest, _mm512_castsi512_ps(middle));
-  return {{high, middle, _mm512_castps_si512(low)}};
-}
-
 struct PartForward : ForwardRows<float, float> {
   static constexpr int64_t kRows = kPartSide;  // of a tile
   static constexpr int64_t kSquare = kPartSide * kPartSide;
@@ -232,7 +219,7 @@ struct PartForward : ForwardRows<float, float> {
       const float* const s = weighing.s + row * kPartSide;
       const Vector<float> first = weight(s), second = weight(s + kLane);
       store(weight_sums + row * kLane, load(weight_sums + row * kLane) + (first + second));
-      const Parts a = parts_of_weight((__m512)first), b = parts_of_weight((__m512)second);
+      const Parts a = parts_of<false>((__m512)first), b = parts_of<false>((__m512)second);
       uint32_t* const to = weighing.to + row * 16;
       for (int p = 0; p < 3; ++p)
         _mm512_store_si512(to + p * 2 * kPartRegister, paired(a.part[p], b.part[p]));
