@@ -1,4 +1,4 @@
-"""Convolutions of the frozen form: by Winograd's algorithm, as products of windows, or oneDNN's.
+"""Convolutions of the frozen form: by Winograd's algorithm, directly, of windows, or oneDNN's.
 
 Which is faster depends on the image, so that a weight's forms are made when the first image wants
 them. Images are dense and channels-last.
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipweather_fast.models._frozen_direct import Direct
 from clipweather_fast.models._frozen_forms import Forms
 from clipweather_fast.models._frozen_panels import pairs_pay
 from clipweather_fast.models._frozen_windows import Windows
@@ -59,8 +60,16 @@ class _FrozenLayer:
             "windows", lambda: Windows(self.weight * self.factor, self.bias, kind, dtype)
         )
 
-    def winograd(self, image: Tensor) -> Callable[..., Tensor] | None:
-        """The form for an image for which Winograd's algorithm was measured to be faster."""
+    def own(self, image: Tensor) -> Callable[..., Tensor] | None:
+        """The form of this package's that was measured to be fastest for an image, if one was."""
+        kind = self.kind
+        if kind is None or not _native.matrix_unit() or not Direct.suits(kind, image, self.dtype):
+            return self._winograd(image)
+        if observer_looks():
+            return self._observed(kind)
+        return self.forms.get("direct", lambda: Direct(self.weight * self.factor, self.bias, kind))
+
+    def _winograd(self, image: Tensor) -> Callable[..., Tensor] | None:
         channels, kind, dtype = image.shape[1], self.kind, self.dtype
         if kind is None or channels < ENOUGH_CHANNELS[dtype]:
             return None
@@ -70,12 +79,14 @@ class _FrozenLayer:
         if bfloat16 and _native.matrix_unit() and _tiles(image, kind) > MOST_TILES:
             return None
         if observer_looks():
-            axis = 1 if kind == Kind.UP else 0
-            return partial(_nothing_computed, kind, self.weight.shape[axis])
+            return self._observed(kind)
         tile = _tile(image) if kind == Kind.SAME and not bfloat16 else 2
         return self.forms.get(
             tile, lambda: Winograd(self.weight * self.factor, self.bias, kind, tile, dtype)
         )
+
+    def _observed(self, kind: Kind) -> Callable[..., Tensor]:
+        return partial(_nothing_computed, kind, self.weight.shape[1 if kind == Kind.UP else 0])
 
     def onednn(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as oneDNN takes them."""
@@ -111,9 +122,9 @@ class FrozenConv:
         windows = self.layer.windows(image) if activation == "none" else None
         if windows is not None:
             return windows(image)
-        winograd = self.layer.winograd(image)
-        if winograd is not None:
-            return winograd(image, relu=activation == "relu")
+        own = self.layer.own(image)
+        if own is not None:
+            return own(image, relu=activation == "relu")
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             image, *self.layer.onednn(), *self.geometry, activation, [], ""
         )
@@ -125,9 +136,9 @@ class FrozenConv:
         Args:
             others: at most one image more to add.
         """
-        winograd = self.layer.winograd(image)
-        if winograd is not None:
-            return winograd(image, total, *others, out=total)
+        own = self.layer.own(image)
+        if own is not None:
+            return own(image, total, *others, out=total)
         y: Tensor = torch.ops.mkldnn._convolution_pointwise_(
             total, image, *self.layer.onednn(), *self.geometry, "add", 1.0, None, [], ""
         )
@@ -153,9 +164,9 @@ class FrozenUp:
         windows = self.layer.windows(image)
         if windows is not None:
             return windows(image)
-        winograd = self.layer.winograd(image)
-        if winograd is not None:
-            return winograd(image.contiguous(memory_format=torch.channels_last))
+        own = self.layer.own(image)
+        if own is not None:
+            return own(image.contiguous(memory_format=torch.channels_last))
         return F.conv_transpose2d(image, *self.layer.onednn(), self.stride, self.padding)
 
 
@@ -167,7 +178,7 @@ def _nothing_computed(
     relu: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """What a layer allocates: :class:`Winograd` in a pass that is only looked at."""
+    """What a layer allocates, whatever its form, in a pass that is only looked at."""
     return kind.result(x, channels).zero_() if out is None else out
 
 

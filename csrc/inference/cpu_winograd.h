@@ -68,7 +68,7 @@ struct WinogradAxis<4> {
 };
 
 // A layer's axis: kIn pixels to kSide points, of which a phase leaves out the first or the last.
-template <int kTile, WinogradKind kKind>
+template <int kTile, ConvolutionKind kKind>
 struct LayerAxis {
   static constexpr int kIn = kTile + 2, kSide = kTile + 2;
   static constexpr int kWeights = kSide;  // a point's weight: that of the point itself
@@ -84,7 +84,7 @@ struct LayerAxis {
 
 // kTile + 1 points of the odd inputs, then the kTile even inputs, all with the last weight.
 template <int kTile>
-struct LayerAxis<kTile, WinogradKind::kDown> {
+struct LayerAxis<kTile, ConvolutionKind::kDown> {
   static constexpr int kIn = 2 * kTile + 1, kSide = 2 * kTile + 1;
   static constexpr int kWeights = kTile + 2;
   template <class V>

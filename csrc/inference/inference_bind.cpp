@@ -1,7 +1,9 @@
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #include "common/bindings.h"
+#include "inference/direct.h"
 #include "inference/encoder_input.h"
 #include "inference/linear.h"
 #include "inference/picture_tail.h"
@@ -72,9 +74,26 @@ void winograd(Address x, int type, const Layer& layer, const std::array<Address,
   args.y = pointer<void>(y);
   args.n = sizes[0], args.h = sizes[1], args.w = sizes[2];
   args.c = sizes[3], args.d = sizes[4];
-  args.tile = tile, args.kind = static_cast<WinogradKind>(kind), args.relu = relu;
+  args.tile = tile, args.kind = static_cast<ConvolutionKind>(kind), args.relu = relu;
   args.threads = threads;
   CLIPWEATHER_CPU_CALL(winograd, args);
+}
+
+// sums: two images or 0. sizes: N, H, W of x; its channels and those of y.
+void direct(Address x, const Layer& layer, const std::array<Address, 2>& sums, Address y,
+            const std::array<int64_t, 5>& sizes, int kind, bool relu, int threads) {
+  if (cpu_isa() != Isa::kAmx) throw std::runtime_error("direct_cpu: there is no matrix unit");
+  DirectArgs args{};
+  args.x = pointer<const float>(x);
+  args.weight = pointer<const void>(std::get<0>(layer));
+  args.bias = pointer<const float>(std::get<1>(layer));
+  args.sums[0] = pointer<const float>(sums[0]), args.sums[1] = pointer<const float>(sums[1]);
+  args.y = pointer<float>(y);
+  args.n = sizes[0], args.h = sizes[1], args.w = sizes[2];
+  args.c = sizes[3], args.d = sizes[4];
+  args.kind = static_cast<ConvolutionKind>(kind), args.relu = relu;
+  args.threads = threads;
+  CLIPWEATHER_CPU_CALL(direct, args);
 }
 
 // sizes: M, N, K.
@@ -126,6 +145,8 @@ pybind11::bytes words_at(Address addresses, int64_t count) {
 }  // namespace clipweather
 
 CLIPWEATHER_BINDINGS(inference) {
+  module.def("direct_cpu", &clipweather::direct,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("encoder_input_cpu", &clipweather::encoder_input,
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("picture_tail_cpu", &clipweather::picture_tail,

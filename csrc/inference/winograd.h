@@ -6,14 +6,9 @@
 
 #include "common/cpu_dispatch.h"
 #include "common/dtype.h"
+#include "inference/convolution_kind.h"
 
 namespace clipweather {
-
-enum class WinogradKind : int {
-  kSame = 0,  // 3x3, padding 1
-  kUp = 1,    // transposed 4x4, stride 2, padding 1
-  kDown = 2,  // 3x3, stride 2, padding 1
-};
 
 // The weight is of each point a matrix of C rows in panels. Its columns are the channels of y,
 // padded to a multiple of kPart; of kUp those of each phase that the point belongs to.
@@ -25,7 +20,7 @@ struct WinogradArgs {
   void* y;              // (N, H, W, D); kUp: (N, 2 H, 2 W, D); kDown: H / 2, W / 2, rounded up
   int64_t n, h, w, c, d;
   int tile;  // m of F(m x m, 3 x 3): 2, or 4
-  WinogradKind kind;
+  ConvolutionKind kind;
   bool relu;
   DType type;  // of x, sums, y and the weight: float32, or bfloat16 with tile 2
   int threads;

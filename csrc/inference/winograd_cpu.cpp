@@ -34,11 +34,12 @@ struct Pixel {
 };
 
 // T: of the images and of what is multiplied.
-template <class T, int kTile, WinogradKind kKind>
+template <class T, int kTile, ConvolutionKind kKind>
 class Winograd {
  public:
   typedef LayerAxis<kTile, kKind> Axis;
-  static constexpr bool kUp = kKind == WinogradKind::kUp, kDown = kKind == WinogradKind::kDown;
+  static constexpr bool kUp = kKind == ConvolutionKind::kUp,
+                        kDown = kKind == ConvolutionKind::kDown;
   static constexpr int kIn = Axis::kIn, kSide = Axis::kSide, kPoints = kSide * kSide;
 
   explicit Winograd(const WinogradArgs& args)
@@ -297,14 +298,14 @@ class Winograd {
 template <class T>
 void run(const WinogradArgs& args) {
   switch (args.kind) {
-    case WinogradKind::kUp:
-      return Winograd<T, 2, WinogradKind::kUp>(args).run();
-    case WinogradKind::kDown:
-      return Winograd<T, 2, WinogradKind::kDown>(args).run();
+    case ConvolutionKind::kUp:
+      return Winograd<T, 2, ConvolutionKind::kUp>(args).run();
+    case ConvolutionKind::kDown:
+      return Winograd<T, 2, ConvolutionKind::kDown>(args).run();
     default:
       if constexpr (sizeof(T) == sizeof(float))
-        if (args.tile == 4) return Winograd<T, 4, WinogradKind::kSame>(args).run();
-      return Winograd<T, 2, WinogradKind::kSame>(args).run();
+        if (args.tile == 4) return Winograd<T, 4, ConvolutionKind::kSame>(args).run();
+      return Winograd<T, 2, ConvolutionKind::kSame>(args).run();
   }
 }
 

@@ -17,6 +17,7 @@ from clipweather_fast.models import _frozen, _frozen_convolution
 from clipweather_fast.models._conv_decoder import Residual
 from clipweather_fast.models._frozen_convolution import FrozenConv, FrozenUp
 from clipweather_fast.models._frozen_decoder import FrozenResidual
+from clipweather_fast.models._frozen_direct import Direct
 from clipweather_fast.models._frozen_windows import Windows
 from clipweather_fast.models._frozen_winograd import Kind, Winograd
 from clipweather_fast.ops import _native
@@ -31,6 +32,7 @@ BFLOAT16 = torch.bfloat16
 needs_bfloat16 = pytest.mark.skipif(
     _frozen._why_not(torch.bfloat16) is not None, reason=str(_frozen._why_not(torch.bfloat16))
 )
+needs_matrix_unit = pytest.mark.skipif(not matrix_unit(), reason="there is no matrix unit")
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +71,7 @@ def check(got: Tensor, module: nn.Module, x: Tensor, *skip: Tensor) -> None:
         (32, 48, 1, 8, 8),
         (17, 33, 1, 5, 6),
         (40, 8, 3, 1, 2),
-        (16, 16, 1, 50, 41),
+        (18, 16, 1, 50, 41),
     ],
 )
 def test_strided_winograd(
@@ -97,7 +99,7 @@ def test_weights_that_broke_are_seen_behind_a_relu(stride: int) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("channels", "out_channels", "n", "h", "w"),
-    [(16, 8, 2, 5, 7), (33, 20, 1, 4, 4), (17, 40, 1, 1, 1), (16, 16, 1, 31, 20)],
+    [(16, 8, 2, 5, 7), (33, 20, 1, 4, 4), (17, 40, 1, 1, 1), (20, 16, 1, 31, 20)],
 )
 def test_transposed_winograd(
     channels: int, out_channels: int, n: int, h: int, w: int, bias: bool
@@ -186,7 +188,7 @@ def test_windows_one_pixel_wide(h: int, w: int) -> None:
     assert largest_error(got, truth) <= torch.finfo(BFLOAT16).eps * largest(truth)
 
 
-@pytest.mark.skipif(not matrix_unit(), reason="no matrix unit")
+@needs_matrix_unit
 @pytest.mark.parametrize(
     ("dtype", "least"), [(torch.float32, 256), pytest.param(BFLOAT16, 64, marks=needs_bfloat16)]
 )
@@ -243,6 +245,76 @@ def test_points_by_a_matrix_unit(
     # A tile's pixels break together, no others.
     assert broken.any()
     assert broken.sum() <= out_channels * 12**2
+
+
+@needs_matrix_unit
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "channels", "out_channels", "n", "h", "w"),
+    [
+        (Kind.DOWN, 16, 24, 2, 33, 47),
+        (Kind.DOWN, 48, 80, 1, 64, 160),  # strips, and a step of 16 channels beside one of 32
+        (Kind.DOWN, 32, 5, 1, 90, 46),
+        (Kind.DOWN, 112, 16, 1, 3, 2),  # a sum of two pieces
+        (Kind.UP, 80, 40, 1, 16, 70),
+        (Kind.UP, 16, 8, 3, 17, 16),
+        (Kind.UP, 256, 16, 1, 5, 9),
+        (Kind.SAME, 96, 33, 1, 20, 65),
+        (Kind.SAME, 16, 16, 2, 1, 130),
+    ],
+)
+def test_direct(
+    kind: Kind, channels: int, out_channels: int, n: int, h: int, w: int, bias: bool
+) -> None:
+    if kind == Kind.UP:
+        module = layer(nn.ConvTranspose2d, channels, out_channels, 4, 2, 1, bias=bias)
+    else:
+        stride = 2 if kind == Kind.DOWN else 1
+        module = layer(nn.Conv2d, channels, out_channels, 3, stride, 1, bias=bias)
+    form, x = Direct(module.weight, module.bias, kind), image(n, channels, h, w)
+    got, before = form(x), torch.get_num_threads()
+    check(got, module, x)
+    sums = [torch.rand_like(got) for _ in range(2)]
+    expected = module(x).relu() + sums[0] + sums[1]
+    assert largest_error(form(x, *sums, relu=True), expected) < 1e-4
+    assert largest_error(form(x, *sums, relu=True, out=sums[1]), expected) < 1e-4
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(form(x), got)
+    finally:
+        torch.set_num_threads(before)
+    x[-1, -1, h // 2, w // 2] = torch.nan
+    assert torch.equal(form(x).isnan(), module(x).isnan())
+
+
+@needs_matrix_unit
+def test_direct_takes_what_it_is_faster_for() -> None:
+    for module, x in (
+        (layer(nn.ConvTranspose2d, 32, 16, 4, 2, 1), image(1, 32, 16, 16)),
+        (layer(nn.Conv2d, 64, 80, 3, 2, 1), image(1, 64, 32, 32)),
+    ):
+        up = isinstance(module, nn.ConvTranspose2d)
+        conv = FrozenUp(module, torch.float32) if up else FrozenConv(module, torch.float32)
+        check(conv(x), module, x)
+        smaller = x[:, :, 1:].contiguous(memory_format=torch.channels_last)
+        check(conv(smaller), module, smaller)
+        # An image of 31 rows halves to 16.
+        assert set(conv.layer.forms.made) == ({"direct", 2} if up else {"direct"})
+        with observed():
+            assert conv(x).shape == module(x).shape
+    wide = layer(nn.Conv2d, 80, 80, 3, 2, 1), image(1, 80, 32, 32)
+    conv = FrozenConv(wide[0], torch.float32)
+    conv(wide[1])
+    assert set(conv.layer.forms.made) == {2}
+
+
+def test_direct_needs_a_matrix_unit() -> None:
+    if matrix_unit():
+        pytest.skip("there is one")
+    weight = torch.zeros(16, 16, 3, 3)
+    with pytest.raises(RuntimeError, match="matrix unit"):
+        Direct(weight, None, Kind.SAME)(image(1, 16, 8, 8))
 
 
 @needs_bfloat16
@@ -317,6 +389,7 @@ test_frozen.test_what_breaks_the_tail_breaks_no_more_than_it_must(tests.BFLOAT16
 import test_frozen_linear
 test_frozen_linear.test_own_product((1, 13, 1300), 80, True)
 test_frozen_linear.test_own_product_of_pairs((1, 13, 1300), 80, True)
+tests.test_direct_needs_a_matrix_unit()
 """
 
 

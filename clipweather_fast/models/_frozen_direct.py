@@ -1,0 +1,111 @@
+"""Strided convolutions of the frozen form as they are defined, in float32 by a matrix unit.
+
+Winograd's algorithm saves a quarter to a half of their products and adds transforms, which cost
+more where six products of bfloat16 parts take less time than one of float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipweather_fast.models._frozen_winograd import Kind
+from clipweather_fast.ops import _native
+
+__all__ = ["Direct"]
+
+#: Channels of a register of weights: 16 pairs of them, or, of a rest of 16, of their parts.
+WIDE, NARROW = 32, 16
+#: Outputs of a register.
+OUTPUTS = 16
+#: With more channels the weight, three times as large as Winograd's, does not stay in cache.
+MOST_CHANNELS = {Kind.DOWN: 64, Kind.UP: 160}
+#: On the coarser side: a weight is laid open for 64 at once.
+LEAST_PIXELS = 256
+
+
+class Direct:
+    """A convolution with its weight taken apart: see csrc/inference/cpu_part_pixels.h.
+
+    Args:
+        weight: (C', C, 3, 3); of :attr:`Kind.UP` (C, C', 4, 4). C is a multiple of 16.
+        bias: (C') or None.
+        kind: of the layer.
+    """
+
+    @staticmethod
+    def suits(kind: Kind, image: Tensor, dtype: torch.dtype) -> bool:
+        """Whether it takes the layer and was measured to be faster on such an image."""
+        n, channels, h, w = image.shape
+        if dtype != torch.float32 or kind not in MOST_CHANNELS:
+            return False
+        if channels % NARROW or channels > MOST_CHANNELS[kind]:
+            return False
+        pixels = n * h * w if kind == Kind.UP else n * -(-h // 2) * -(-w // 2)
+        return pixels >= LEAST_PIXELS
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind) -> None:
+        self.kind = kind
+        self.bias = None if bias is None else bias.float().contiguous()
+        if kind == Kind.UP:
+            # Pixel 2 i + p of the result sees inputs i + p - 1 and i + p by taps 3 - p and 1 - p.
+            seen = [[3 - p, 1 - p] for p in range(2)]
+            phases = [weight[:, :, p][..., q] for p in seen for q in seen]
+            taps = torch.stack([phase.permute(2, 3, 0, 1).flatten(0, 1) for phase in phases])
+        else:
+            taps = weight.permute(2, 3, 1, 0).flatten(0, 1)[None]
+        self.out_channels = taps.shape[-1]
+        self.packed = _packed(taps.float())
+        self.native = (_native.address(self.packed), _native.address(self.bias))
+
+    def __call__(
+        self, x: Tensor, *sums: Tensor, relu: bool = False, out: Tensor | None = None
+    ) -> Tensor:
+        """An image (N, C, H, W), channels-last, to (N, C', H', W'), through ReLU, plus ``sums``.
+
+        Args:
+            sums: at most two of the result's shape, channels-last.
+            relu: whether there is one, before the sums.
+            out: the result; it may be one of the sums.
+        """
+        assert x.dtype == torch.float32
+        n, c, h, w = x.shape
+        if out is None:
+            out = self.kind.result(x, self.out_channels)
+        first, second = (*(s.data_ptr() for s in sums), 0, 0)[:2]
+        _native.core().direct_cpu(
+            x.data_ptr(),
+            self.native,
+            (first, second),
+            out.data_ptr(),
+            (n, h, w, c, self.out_channels),
+            int(self.kind),
+            relu,
+            torch.get_num_threads(),
+        )
+        return out
+
+
+def _packed(taps: Tensor) -> Tensor:
+    """Weights (phases, taps, C, C') as blocks of 16 outputs, each in the order of products."""
+    c, d = taps.shape[2:]
+    whole = F.pad(taps, (0, -d % OUTPUTS)).unflatten(-1, (-1, OUTPUTS)).movedim(3, 1)
+    wide = c // WIDE * WIDE
+    # (phases, blocks, taps, steps, three registers, 16 pairs, outputs, 2)
+    halves = whole[..., :wide, :].unflatten(3, (wide // WIDE, 2, WIDE // 2))
+    steps = [torch.stack(_parts(halves.movedim(4, -1)), 4).flatten(3, -1)]
+    if wide < c:
+        first, second, third = _parts(whole[..., wide:, :])
+        pairs = ((third, first), (first, second), (second, first))
+        steps.append(torch.stack([torch.stack(pair, -1) for pair in pairs], 3).flatten(3))
+    return torch.cat(steps, -1).flatten()
+
+
+def _parts(values: Tensor) -> list[Tensor]:
+    """Numbers as sums of three of bfloat16."""
+    parts = []
+    for _ in range(3):
+        parts.append(values.to(torch.bfloat16))
+        values = values - parts[-1].float()
+    return parts
