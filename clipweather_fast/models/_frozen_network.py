@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from clipweather_fast.models._blocks import Block, PatchEmbed
-from clipweather_fast.models._conv_decoder import Detail
+from clipweather_fast.models._conv_decoder import Detail, Residual
 from clipweather_fast.models._encoder import Encoder
 from clipweather_fast.models._frozen_convolution import FrozenConv
 from clipweather_fast.models._frozen_decoder import FrozenDecoder, FrozenTail
@@ -70,7 +70,8 @@ class FrozenNetwork:
             skeleton, decoder, last = network.Tdec, network.convtail, network.clean
         self.deepest = FrozenDeepest(skeleton, dtype)
         self.decoder = FrozenDecoder(decoder, dtype)
-        self.tail = FrozenTail(decoder.convd1x, detail, last, adds_picture)
+        dense = cast(Residual, decoder.dense_1[0])
+        self.tail = FrozenTail(dense, decoder.convd1x, detail, last, adds_picture, dtype)
         self.recordings = Recordings()
         self._settings = [
             partial(_SETTINGS[type(module)], module)

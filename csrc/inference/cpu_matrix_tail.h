@@ -22,7 +22,7 @@ constexpr int64_t kCoarse = 16;            // channels at stride 2, and of the b
 constexpr int64_t kFine = 8;               // channels at stride 1
 constexpr int64_t kPictureAt = kFine;      // where the picture's three stand behind them
 constexpr int64_t kTailRing = 4;           // rows a layer keeps; three are looked at
-constexpr int64_t kTailHalo = 8;           // columns beside a strip: 3 are looked at
+constexpr int64_t kTailHalo = 16;          // columns beside a strip, half as many at stride 2
 constexpr int64_t kTailSlack = 4 * kSide;  // whole registers may run past the end of a row
 
 bool matrix_tail_suits(const PictureTailArgs& a) {
@@ -51,13 +51,17 @@ struct MatrixWeights {
 
 // Of all layers, one copy for all tasks.
 struct MatrixLayers {
-  explicit MatrixLayers(const PictureTailArgs& a) : room((8 + 2 * 6 + 3) * MatrixWeights::kRoom) {
+  explicit MatrixLayers(const PictureTailArgs& a) : room((8 + 4 * 6 + 3) * MatrixWeights::kRoom) {
     bfloat16_t* at = room.get();
     const auto take = [&] {
       bfloat16_t* const taken = at;
       at += MatrixWeights::kRoom;
       return taken;
     };
+    for (int i = 0; i < 2 && a.dense[0].weight != nullptr; ++i) {
+      wide(dense[i], a.dense[i].weight, kCoarse, kCoarse, take);
+      once(dense_bias[i], a.dense[i].bias);
+    }
     for (int parity = 0; parity < 2; ++parity) {
       // Even pixels look at the one before and here, odd ones here and at the one after.
       const int ky[2][2] = {{1, 3}, {2, 0}}, kx[2][2] = {{3, 1}, {2, 0}};
@@ -72,8 +76,7 @@ struct MatrixLayers {
     if (a.first.weight != nullptr) {
       wide(first, a.first.weight, kFine + 3, kCoarse, take);
       wide(second, a.second.weight, kCoarse, kFine, take);
-      for (int64_t o = 0; o < kCoarse; ++o)
-        first_bias[o] = a.first.bias == nullptr ? 0.0f : a.first.bias[o];
+      once(first_bias, a.first.bias);
       twice(second_bias, a.second.bias, kFine);
     }
     const int64_t outputs = a.adds == Adds::kGated ? 4 : 3;
@@ -87,8 +90,9 @@ struct MatrixLayers {
 
   Buffer<bfloat16_t> room;
   const bfloat16_t* up[2][2][2];  // by the row's parity, the input's row and the column's parity
-  const bfloat16_t *first[3][2], *second[3][2], *last[3];
-  alignas(64) float up_bias[kSide], first_bias[kSide], second_bias[kSide], last_bias[kSide];
+  const bfloat16_t *dense[2][3][2], *first[3][2], *second[3][2], *last[3];
+  alignas(64) float dense_bias[2][kSide], up_bias[kSide], first_bias[kSide],
+      second_bias[kSide], last_bias[kSide];
 
  private:
   // Of a 3 x 3 convolution over 16 channels: pixels before and here, and the one after.
@@ -102,6 +106,9 @@ struct MatrixLayers {
               const int64_t kx = 2 * part + pixel;
               return c < in ? weight[((o * in + c) * 3 + ky) * 3 + kx] : 0.0f;
             });
+  }
+  static void once(float (&to)[kSide], const float* bias) {
+    for (int64_t o = 0; o < kSide; ++o) to[o] = bias == nullptr ? 0.0f : bias[o];
   }
   // Of two pixels side by side.
   static void twice(float (&to)[kSide], const float* bias, int64_t count) {
@@ -117,13 +124,16 @@ class MatrixFlow {
       : a_(args),
         layers_(layers),
         branch_(args.first.weight != nullptr),
+        dense_(args.dense[0].weight != nullptr),
         n_(n),
         left_(left),
         right_(right),
         base_(left - kTailHalo),
         reach_(branch_ ? 3 : 1) {
     const int64_t wide = right - left + 2 * kTailHalo + kTailSlack;
-    place(input_, memory, (right - left) / 2 + 2 * kTailHalo + kTailSlack, kCoarse);
+    const int64_t half = (right - left) / 2 + kTailHalo + kTailSlack;
+    place(input_, memory, half, kCoarse);
+    if (dense_) place(squeezed_, memory, half, kCoarse), place(summed_, memory, half, kCoarse);
     place(features_, memory, wide, branch_ ? kCoarse : kFine);
     if (branch_) {
       place(hidden_, memory, wide, kCoarse);
@@ -132,13 +142,17 @@ class MatrixFlow {
     detailed_.next = top - 1;
     hidden_.next = top - 2;
     features_.next = top - reach_;
-    input_.next = (features_.next - 2) / 2 - 1;
+    summed_.next = (features_.next - 2) / 2 - 1;
+    squeezed_.next = summed_.next - 1;
+    input_.next = dense_ ? squeezed_.next - 1 : summed_.next;
     for (int64_t y = top; y < bottom; ++y) picture_row(y);
   }
 
   // Numbers for a strip of so many columns.
   static int64_t memory(int64_t columns) {
-    return kTailRing * (columns + 2 * kTailHalo + kTailSlack) * (3 * kCoarse + kFine);
+    const int64_t half = columns / 2 + kTailHalo + kTailSlack;
+    const int64_t wide = columns + 2 * kTailHalo + kTailSlack;
+    return kTailRing * (3 * half * kCoarse + wide * (2 * kCoarse + kFine));
   }
 
  private:
@@ -165,11 +179,20 @@ class MatrixFlow {
 
   int64_t begin(int64_t more) const { return left_ - more > 0 ? left_ - more : 0; }
   int64_t end(int64_t more) const { return right_ + more < a_.w ? right_ + more : a_.w; }
-  int64_t input_base() const { return base_ / 2 - 1; }
+  // The same at stride 2, where the transposed layer begins and ends, and so many more.
+  int64_t half_begin(int64_t more) const {
+    const int64_t x = begin(reach_) / 2 - more;
+    return x > 0 ? x : 0;
+  }
+  int64_t half_end(int64_t more) const {
+    const int64_t x = (end(reach_) + 1) / 2 + more;
+    return x < a_.w / 2 ? x : a_.w / 2;
+  }
+  int64_t half_base() const { return base_ / 2; }
 
-  // Three rows about y, shifted so that pixel x of the picture is at x.
-  void about(const Ring& ring, int64_t y, const bfloat16_t* (&rows)[3]) const {
-    for (int i = 0; i < 3; ++i) rows[i] = ring.row(y - 1 + i) - base_ * ring.channels;
+  // Three rows about y, shifted so that pixel x is at x.
+  static void about(const Ring& ring, int64_t y, int64_t base, const bfloat16_t* (&rows)[3]) {
+    for (int i = 0; i < 3; ++i) rows[i] = ring.row(y - 1 + i) - base * ring.channels;
   }
 
   // Groups of 16 pixels: products(x), then store(sums) out of the registers, then finish(x, sums),
@@ -188,10 +211,9 @@ class MatrixFlow {
   }
 
   void input_row(int64_t y) {
-    const int64_t wide = a_.w / 2, base = input_base();
+    const int64_t wide = a_.w / 2, base = half_base();
     if (y < 0 || y >= a_.h / 2) return input_.clear(y);
-    const int64_t from = base > 0 ? base : 0;
-    const int64_t past = right_ / 2 + kTailHalo < wide ? right_ / 2 + kTailHalo : wide;
+    const int64_t from = half_begin(3), past = half_end(3);
     const bfloat16_t* pixels =
         static_cast<const bfloat16_t*>(a_.x) + (n_ * (a_.h / 2) + y) * wide * kCoarse;
     std::memcpy(static_cast<void*>(input_.row(y) + (from - base) * kCoarse),
@@ -200,13 +222,46 @@ class MatrixFlow {
     if (past == wide) input_.clear_from(y, wide - base);
   }
 
+  void squeezed_row(int64_t y) {
+    if (y < 0 || y >= a_.h / 2) return squeezed_.clear(y);
+    for (; input_.next <= y + 1; ++input_.next) input_row(input_.next);
+    Wide<64> products{{}, layers_.dense[0]};
+    about(input_, y, half_base(), products.rows);
+    rectified_row(products, squeezed_.row(y) - half_base() * kCoarse, layers_.dense_bias[0],
+                  half_begin(2), half_end(2));
+    if (half_end(2) == a_.w / 2) squeezed_.clear_from(y, a_.w / 2 - half_base());
+  }
+
+  void summed_row(int64_t y) {
+    if (y < 0 || y >= a_.h / 2) return summed_.clear(y);
+    for (; squeezed_.next <= y + 1; ++squeezed_.next) squeezed_row(squeezed_.next);
+    Wide<64> products{{}, layers_.dense[1]};
+    about(squeezed_, y, half_base(), products.rows);
+    const int64_t base = half_base() * kCoarse;
+    bfloat16_t* const to = summed_.row(y) - base;
+    const bfloat16_t* const from = input_.row(y) - base;
+    const Vector<float> bias = load(layers_.dense_bias[1]);
+    const MatrixUnit unit(products.kShapes);
+    products.load_weights();
+    in_groups(
+        half_begin(1), half_end(1), products, [](float* sums) { matrix_store<0>(sums, 64); },
+        [&](int64_t x, const float* sums) {
+          for (int64_t i = 0; i < kSide; ++i)
+            store(to + (x + i) * kCoarse,
+                  load(sums + i * kSide) + bias + load(from + (x + i) * kCoarse));
+        });
+    if (half_end(1) == a_.w / 2) summed_.clear_from(y, a_.w / 2 - half_base());
+  }
+
   void features_row(int64_t y) {
     if (y < 0 || y >= a_.h) return features_.clear(y);
+    Ring& source = dense_ ? summed_ : input_;
     // Output rows 2 m look at rows m and m - 1, rows 2 m + 1 at m and m + 1.
     const int64_t m = y >> 1, other = y & 1 ? m + 1 : m - 1;
-    for (; input_.next <= (other > m ? other : m); ++input_.next) input_row(input_.next);
-    const bfloat16_t* const here = input_.row(m) - input_base() * kCoarse;
-    const bfloat16_t* const there = input_.row(other) - input_base() * kCoarse;
+    for (; source.next <= (other > m ? other : m); ++source.next)
+      dense_ ? summed_row(source.next) : input_row(source.next);
+    const bfloat16_t* const here = source.row(m) - half_base() * kCoarse;
+    const bfloat16_t* const there = source.row(other) - half_base() * kCoarse;
     bfloat16_t* const to = features_.row(y) - base_ * features_.channels;
     const MatrixUnit unit(
         {{kSide, 32}, {kSide, 32}, {kSide, 64}, {}, {16, 32}, {16, 32}, {16, 32}, {16, 32}});
@@ -216,7 +271,7 @@ class MatrixFlow {
     const Vector<float> bias = load(layers_.up_bias);
     const int64_t channels = features_.channels;
     in_groups(
-        begin(reach_) / 2, (end(reach_) + 1) / 2,
+        half_begin(0), half_end(0),
         [&](int64_t n) {
           matrix_clear<0>(), matrix_clear<1>();
           matrix_load<2>(here + (n - 1) * kCoarse, kCoarse * 2), matrix_multiply<0, 2, 4>();
@@ -300,25 +355,30 @@ class MatrixFlow {
     if (y < 0 || y >= a_.h) return hidden_.clear(y);
     for (; features_.next <= y + 1; ++features_.next) features_row(features_.next);
     Wide<64> products{{}, layers_.first};
-    about(features_, y, products.rows);
-    bfloat16_t* const to = hidden_.row(y) - base_ * kCoarse;
-    const Vector<float> bias = load(layers_.first_bias);
+    about(features_, y, base_, products.rows);
+    rectified_row(products, hidden_.row(y) - base_ * kCoarse, layers_.first_bias, begin(2), end(2));
+    if (end(2) == a_.w) hidden_.clear_from(y, a_.w - base_);
+  }
+
+  // A row of 16 channels through its ReLU.
+  static void rectified_row(const Wide<64>& products, bfloat16_t* to, const float* all_bias,
+                            int64_t begin, int64_t end) {
+    const Vector<float> bias = load(all_bias);
     const MatrixUnit unit(products.kShapes);
     products.load_weights();
     in_groups(
-        begin(2), end(2), products, [](float* sums) { matrix_store<0>(sums, 64); },
+        begin, end, products, [](float* sums) { matrix_store<0>(sums, 64); },
         [&](int64_t x, const float* sums) {
           for (int64_t i = 0; i < kSide; ++i)  // a NaN stays one
             store(to + (x + i) * kCoarse, max(Vector<float>{}, load(sums + i * kSide) + bias));
         });
-    if (end(2) == a_.w) hidden_.clear_from(y, a_.w - base_);
   }
 
   void detailed_row(int64_t y) {
     if (y < 0 || y >= a_.h) return detailed_.clear(y);
     for (; hidden_.next <= y + 1; ++hidden_.next) hidden_row(hidden_.next);
     Wide<32> products{{}, layers_.second};
-    about(hidden_, y, products.rows);
+    about(hidden_, y, base_, products.rows);
     bfloat16_t* const to = detailed_.row(y) - base_ * kFine;
     const bfloat16_t* const from = features_.row(y) - base_ * kCoarse;
     const Vector<float> bias = load(layers_.second_bias);
@@ -359,7 +419,7 @@ class MatrixFlow {
     const float* const pixels = a_.picture + ((n_ * a_.h + y) * a_.w) * 3;
     float* const to = a_.y + ((n_ * a_.rows + y) * a_.columns) * 3;
     const bfloat16_t* rows[3];
-    about(source, y, rows);
+    about(source, y, base_, rows);
     const MatrixUnit unit(
         {{kSide, 16}, {kSide, 48}, {kSide, 48}, {kSide, 48}, {12, 16}, {12, 16}, {12, 16}, {}});
     matrix_load<4>(layers_.last[0], 16), matrix_load<5>(layers_.last[1], 16);
@@ -393,10 +453,10 @@ class MatrixFlow {
 
   const PictureTailArgs& a_;
   const MatrixLayers& layers_;
-  const bool branch_;
+  const bool branch_, dense_;
   const int64_t n_, left_, right_, base_;
   const int64_t reach_;  // columns and rows of features beyond the strip that the layers look at
-  Ring input_{}, features_{}, hidden_{}, detailed_{};
+  Ring input_{}, squeezed_{}, summed_{}, features_{}, hidden_{}, detailed_{};
 };
 
 }  // namespace

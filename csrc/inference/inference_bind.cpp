@@ -43,15 +43,17 @@ ConvParameters layer_of(const Layer& layer) {
   return {pointer<const float>(std::get<0>(layer)), pointer<const float>(std::get<1>(layer))};
 }
 
-// layers: up, first, second, last. sizes: N, H, W of the picture; C, D, E of the layers; the rows
+// layers: both of the residual block, which only a matrix unit takes, of 16 channels, with 8 behind
+// `up`; up, first, second, last. sizes: N, H, W of the picture; C, D, E of the layers; the rows
 // and columns that are wanted.
-void picture_tail(Address x, int x_type, Address picture, const std::array<Layer, 4>& layers,
+void picture_tail(Address x, int x_type, Address picture, const std::array<Layer, 6>& layers,
                   int adds, Address y, const std::array<int64_t, 8>& sizes, int threads) {
   PictureTailArgs args{};
   args.x = pointer<const void>(x);
   args.picture = pointer<const float>(picture);
-  args.up = layer_of(layers[0]), args.first = layer_of(layers[1]);
-  args.second = layer_of(layers[2]), args.last = layer_of(layers[3]);
+  args.dense[0] = layer_of(layers[0]), args.dense[1] = layer_of(layers[1]);
+  args.up = layer_of(layers[2]), args.first = layer_of(layers[3]);
+  args.second = layer_of(layers[4]), args.last = layer_of(layers[5]);
   args.y = pointer<float>(y);
   args.n = sizes[0], args.h = sizes[1], args.w = sizes[2];
   args.c = sizes[3], args.d = sizes[4], args.e = sizes[5];

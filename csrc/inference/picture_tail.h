@@ -1,6 +1,7 @@
 // The decoder's last layers, from features at stride 2 to the picture, in one pass over the rows:
-// transposed convolution, the branch that shows the features the picture (where there is one), the
-// last convolution, tanh and the sum with the picture.
+// residual block (where it is not computed before), transposed convolution, the branch that shows
+// the features the picture (where there is one), the last convolution, tanh and the sum with the
+// picture.
 #pragma once
 
 #include <cstdint>
@@ -21,14 +22,15 @@ struct ConvParameters {
 enum class Adds : int { kNothing = 0, kPicture = 1, kGated = 2 };
 
 struct PictureTailArgs {
-  const void* x;          // (N, H / 2, W / 2, C) x_type
-  const float* picture;   // (N, H, W, 3) in [-1, 1]; null where nothing reads it
-  ConvParameters up;      // (C, D, 4, 4): stride 2, padding 1
-  ConvParameters first;   // (E, D + 3, 3, 3), of the branch
-  ConvParameters second;  // (D, E, 3, 3), of the branch
-  ConvParameters last;    // (3, D, 3, 3); for kGated (4, D, 3, 3)
-  float* y;               // (N, rows, columns, 3)
-  int64_t n, h, w;        // of the picture; h and w are even
+  const void* x;            // (N, H / 2, W / 2, C) x_type
+  const float* picture;     // (N, H, W, 3) in [-1, 1]; null where nothing reads it
+  ConvParameters dense[2];  // (C, C, 3, 3): x + second(relu(first(x))) takes the place of x
+  ConvParameters up;        // (C, D, 4, 4): stride 2, padding 1
+  ConvParameters first;     // (E, D + 3, 3, 3), of the branch
+  ConvParameters second;    // (D, E, 3, 3), of the branch
+  ConvParameters last;      // (3, D, 3, 3); for kGated (4, D, 3, 3)
+  float* y;                 // (N, rows, columns, 3)
+  int64_t n, h, w;          // of the picture; h and w are even
   int64_t c, d, e;
   int64_t rows, columns;  // wanted of the picture, from its upper left corner
   Adds adds;

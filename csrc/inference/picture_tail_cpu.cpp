@@ -12,10 +12,11 @@ namespace clipweather {
 namespace CLIPWEATHER_ISA {
 namespace {
 
-constexpr int64_t kBand = 128, kStrip = 256;  // rows and columns of a task
-constexpr int64_t kRing = 4;                  // rows a layer keeps; three are looked at
-constexpr int64_t kHalo = 8;                  // columns beside a strip: 3 are looked at
-constexpr int64_t kSlack = 4 * 3 * kPixels;   // whole vectors may run past the end of a row
+constexpr int64_t kBand = 128;               // rows of a task
+constexpr int64_t kStrip = 288;              // columns of a task, at most
+constexpr int64_t kRing = 4;                 // rows a layer keeps; three are looked at
+constexpr int64_t kHalo = 8;                 // columns beside a strip: 3 are looked at
+constexpr int64_t kSlack = 4 * 3 * kPixels;  // whole vectors may run past the end of a row
 
 // A layer's weights as lanes, outputs in groups of kGroup.
 struct Packed {
@@ -371,12 +372,14 @@ class Flow {
 // flow(thread, n, top, bottom, left, right) for every task.
 template <class Flow>
 void in_tasks(const PictureTailArgs& args, int threads, const Flow& flow) {
-  const int64_t bands = ceil_div(args.rows, kBand), strips = ceil_div(args.columns, kStrip);
+  const int64_t bands = ceil_div(args.rows, kBand);
+  const int64_t each = padded_count(ceil_div(args.columns, ceil_div(args.columns, kStrip)), 16);
+  const int64_t strips = ceil_div(args.columns, each);
   parallel_tasks(args.n * bands * strips, threads, [&](int64_t task, int thread) {
     const int64_t strip = task % strips, band = task / strips % bands, n = task / strips / bands;
     const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
-    flow(thread, n, band * kBand, least((band + 1) * kBand, args.rows), strip * kStrip,
-         least((strip + 1) * kStrip, args.columns));
+    flow(thread, n, band * kBand, least((band + 1) * kBand, args.rows), strip * each,
+         least((strip + 1) * each, args.columns));
   });
 }
 

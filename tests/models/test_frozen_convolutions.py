@@ -385,7 +385,7 @@ if tests._frozen._why_not(tests.BFLOAT16) is None:
     tests._frozen_convolution.pairs_pay = lambda: True
     tests.test_bfloat16_by_winograd(66, 2)
 import test_frozen
-test_frozen.test_what_breaks_the_tail_breaks_no_more_than_it_must(tests.BFLOAT16)
+test_frozen.test_what_breaks_the_tail_breaks_no_more_than_it_must(tests.BFLOAT16, False)
 import test_frozen_linear
 test_frozen_linear.test_own_product((1, 13, 1300), 80, True)
 test_frozen_linear.test_own_product_of_pairs((1, 13, 1300), 80, True)
