@@ -1,7 +1,10 @@
 // The forward pass in float32 by the matrix unit, which multiplies every number in parts (see
 // cpu_matrix_parts.h). The softmax passes between its products: while a few keys' weights of a tile
 // are formed, and taken apart at once, the unit multiplies those of the keys before with their
-// values, and finds as many scores of the next tile. So few weights are kept that they stay in L1.
+// values, and finds the scores of the keys behind. So few scores and weights are kept that they
+// stay in L1, which has no room for a tile's scores of all keys. A row's maximum is therefore not
+// known: subtracted is that of its first keys, and a later one where weights would pass
+// 2^kMostExponent.
 //
 // Numbers below 2^-110 lose digits; a task that has numbers of 2^63 or more, or infinite ones, is
 // left to products in float32.
@@ -22,36 +25,40 @@ inline bool attention_parts_pay(const AttentionSizes& size) {
 struct PartForward : ForwardRows<float, float> {
   static constexpr int64_t kRows = kPartSide;  // of a tile
   static constexpr int64_t kSquare = kPartSide * kPartSide;
-  // Panels of 32 keys that are weighed while those before are multiplied.
-  static constexpr int64_t kKeysAtOnce = kAttentionKeysAtOnce, kPanels = kKeysAtOnce / kPartSide;
+  static constexpr int64_t kMostPanels = kAttentionKeysAtOnce / kPartSide;
   static constexpr float kMost = 0x1p63f;
-  alignas(64) static constexpr float kZeros[kPartSide] = {};
+  static constexpr float kMostExponent = 8;
 
   int64_t blocks, block_keys, d_steps;
-  // Packed operands, blocks of parts: [keys / 32][d / 32], [keys / (32 kPanels)][d / 32][kPanels]
-  // and [d / 32].
+  // Of a group of keys, panels of 32, that are weighed while those before are multiplied. So few,
+  // that scores and weights stay in L1; more of wide heads, so that sums are stored less often.
+  int64_t group_panels;
+  // Packed operands, blocks of parts: [keys / 32][d / 32], [groups][d / 32][group_panels] and
+  // [d / 32].
   uint32_t* key_parts;
   uint32_t* value_parts;
   uint32_t* query_parts;
-  // A ring of squares of 32 keys' scores. Those of the next tile go where the tile's were, once
-  // they are weighed.
-  float* squares;
-  int64_t ring, written = 0, raised = 0, read = 0;
-  uint32_t* weights[2];  // of kPanels panels each, blocks of parts
+  // Of a group's squares: those that are weighed, and the next.
+  float* squares[2];
+  uint32_t* weights[2];  // blocks of parts
   float* block_sums;     // of a tile
   float* sums;           // of the task's rows, where there are several blocks of keys
   // Of a tile: a vector for each row, and a number for each row.
   float* row_highest;
-  float* weight_sums;
+  float* weight_sums[2];  // before a group, and with it
   float* shifts;
-  float* keep;
+  float* keep[2];  // of a tile, and of the next
 
-  // What is left to weigh of some panels' rows, and how many calls share it.
-  struct Weighing {
-    const float* s = nullptr;
-    uint32_t* to = nullptr;
-    int64_t row = 0, rows = 0, left = 0, count = 0, calls = 1, due = 0;
-  } weighing;
+  // What is done between the unit's instructions: rows of a group's scores become weights, square
+  // by square.
+  struct Rows {
+    const float* s;
+    uint32_t* to;
+    float* before;  // the sums without these
+    float* sums;
+    int64_t done, count;
+    Vector<float> most;  // of the exponents
+  };
 
   // Of a task: the more, the less it matters that each packs keys and values, if there remain tasks
   // for many threads.
@@ -64,21 +71,21 @@ struct PartForward : ForwardRows<float, float> {
     blocks = ceil_div(size.keys, kAttentionKeyBlock);
     block_keys = round_up(ceil_div(size.keys, blocks), kPartSide);
     d_steps = ceil_div(size.d, kPartSide);
+    group_panels = d_steps == 1 ? 1 : kMostPanels;
     const int64_t panels = block_keys / kPartSide, d_padded = d_vectors * kLane;
-    ring = panels + kPanels;
     key_parts = take<uint32_t>(workspace, panels * d_steps * kPartBlock);
-    value_parts = take<uint32_t>(workspace, round_up(panels, kPanels) * d_steps * kPartBlock);
+    value_parts = take<uint32_t>(workspace, round_up(panels, group_panels) * d_steps * kPartBlock);
     query_parts = take<uint32_t>(workspace, d_steps * kPartBlock);
-    squares = take<float>(workspace, ring * kSquare);
-    for (auto& panel : weights) panel = take<uint32_t>(workspace, kPanels * kPartBlock);
+    for (auto& group : squares) group = take<float>(workspace, kMostPanels * kSquare);
+    for (auto& group : weights) group = take<uint32_t>(workspace, kMostPanels * kPartBlock);
     block_sums = take<float>(workspace, kRows * d_padded);
     sums = take<float>(workspace, blocks > 1 ? kAttentionLongChunk * d_padded : 0);
     row_max = take<float>(workspace, kAttentionLongChunk);
     row_sum = take<float>(workspace, kAttentionLongChunk);
     row_highest = take<float>(workspace, kRows * kLane);
-    weight_sums = take<float>(workspace, kRows * kLane);
+    for (auto& sum : weight_sums) sum = take<float>(workspace, kRows * kLane);
     shifts = take<float>(workspace, kRows);
-    keep = take<float>(workspace, kRows);
+    for (auto& worth : keep) worth = take<float>(workspace, kRows);
   }
 
   // Parts of infinite numbers have sums that are NaN; so have parts of finite ones if the products
@@ -93,64 +100,84 @@ struct PartForward : ForwardRows<float, float> {
     return found != 0;
   }
 
-  // False, and no result is written, where a number is too large.
+  // False where a number is too large; what is written then is to be written again.
   bool task(int64_t n, int64_t head, int64_t begin, int64_t end) {
     const float* const k = of_head(args.k, size.k_stride, n, head);
     const float* const v = of_head(args.v, size.v_stride, n, head);
-    const float* const q = of_head(args.q, size.q_stride, n, head);
-    const int64_t q_row = size.q_stride[1], k_row = size.k_stride[1], v_row = size.v_stride[1];
-    if (any_huge(q + begin * q_row, q_row, end - begin, size.d)) return false;
+    const int64_t k_row = size.k_stride[1], v_row = size.v_stride[1];
     for (int64_t key = 0; key < size.keys; key += block_keys) {
       const int64_t keys = smaller(block_keys, size.keys - key);
       if (any_huge(k + key * k_row, k_row, keys, size.d)) return false;
       if (any_huge(v + key * v_row, v_row, keys, size.d)) return false;
       pack_keys(k + key * k_row, keys);
       pack_values(v + key * v_row, keys);
-      block(n, head, begin, end, key, keys);
+      const bool done = d_steps == 1   ? block<8>(n, head, begin, end, key, keys)
+                        : d_steps <= 3 ? block<4>(n, head, begin, end, key, keys)
+                                       : block<2>(n, head, begin, end, key, keys);
+      if (!done) return false;
     }
     return true;
   }
 
-  void block(int64_t n, int64_t head, int64_t begin, int64_t end, int64_t key, int64_t keys) {
+  // While a group's scores become weights, the scores of the next are found, and the weights before
+  // are multiplied with their values. kItems: rows that are weighed between the 12 instructions of
+  // a step of k.
+  template <int kItems>
+  bool block(int64_t n, int64_t head, int64_t begin, int64_t end, int64_t key, int64_t keys) {
     const int64_t q_row = size.q_stride[1], out_row = size.heads * size.d;
     const float* const q = of_head(args.q, size.q_stride, n, head);
     const float* const out =
         static_cast<const float*>(args.out) + (n * size.queries * size.heads + head) * size.d;
     const bool first = key == 0, last = key + keys == size.keys;
+    const int64_t group_keys = group_panels * kPartSide, groups = ceil_div(keys, group_keys);
     const auto rows_of = [&](int64_t row) { return smaller(kRows, end - row); };
-    const auto panels_at = [&](int64_t j) {
-      return j < 0 || j >= keys ? 0 : ceil_div(smaller(kKeysAtOnce, keys - j), kPartSide);
+    const auto panels_of = [&](int64_t g) {
+      return ceil_div(smaller(group_keys, keys - g * group_keys), kPartSide);
     };
-    pack_query(q + begin * q_row, rows_of(begin));
-    for (int64_t j = 0; j < keys; j += kPartSide) {
-      score(rows_of(begin), j, keys - j);
-      raise_highest(keys - j);
-    }
-    find_shifts(0, rows_of(begin), first);
+    const auto finish_tile = [&](int64_t row) {
+      const int64_t slot = row - begin, rows = rows_of(row);
+      const float* const o = add_block(slot, rows, first, keep[slot / kRows & 1]);
+      if (last) finish(n, head, row, rows, slot, o);
+    };
+    Rows w = nothing();
+    int64_t now = 0;  // of both groups
+    if (!pack_query(q + begin * q_row, rows_of(begin))) return false;
+    score<0>(0, panels_of(0), squares[0], w);
     for (int64_t row = begin; row < end; row += kRows) {
       const int64_t next = row + kRows, later = next + kRows, rows = rows_of(row);
-      if (next < end) pack_query(q + next * q_row, rows_of(next));
-      for (int64_t j = 0; j < keys + kKeysAtOnce; j += kKeysAtOnce) {
-        const int64_t scores = next < end ? panels_at(j) : 0, adds = panels_at(j - kKeysAtOnce);
-        begin_weighing(j, rows, panels_at(j), scores + adds);
-        for (int64_t i = 0; i < scores; ++i) {
-          const int64_t left = keys - j - i * kPartSide;
-          score(rows_of(next), j + i * kPartSide, left);
-          if (i > 0) raise_highest(left + kPartSide);  // of the square before, which is there
+      for (int64_t g = 0; g < groups; ++g, now ^= 1) {
+        const int64_t panels = panels_of(g);
+        finish_scores(squares[now], keys, g, panels);
+        if (g == 0) begin_tile(row - begin, rows, first, squares[now], panels, weight_sums[now]);
+        w = {squares[now],   weights[now],   weight_sums[now], weight_sums[now ^ 1], 0,
+             panels * kRows, Vector<float>{}};
+        if (g + 1 < groups) {
+          score<kItems>(g + 1, panels_of(g + 1), squares[now ^ 1], w);
+        } else if (next < end) {
+          if (!pack_query(q + next * q_row, rows_of(next))) return false;
+          score<kItems>(0, panels_of(0), squares[now ^ 1], w);
         }
-        if (adds > 0) add_values(rows, j - kKeysAtOnce, adds);
-        if (scores > 0) raise_highest(keys - j - (scores - 1) * kPartSide);
-        weigh(weighing.left);
-        const int64_t from = j * kRows / keys, to = (j + kKeysAtOnce) * kRows / keys;
+        if (g > 0)
+          add_values<kItems>(g - 1, group_panels, weights[now ^ 1], w);
+        else if (row > begin)
+          add_values<kItems>(groups - 1, panels_of(groups - 1), weights[now ^ 1], w);
+        while (w.done < w.count) {
+          const Rows one = take_rows(w, 1);
+          weigh(one, 0, w.most);
+        }
+        if (g == 0 && row > begin) finish_tile(row - kRows);
+        if (_mm512_cmp_ps_mask((__m512)w.most, _mm512_set1_ps(kMostExponent), _CMP_GT_OQ) != 0)
+          weigh_again(w, g > 0, keep[(row - begin) / kRows & 1]);
+        const int64_t from = g * kRows / groups, to = (g + 1) * kRows / groups;
         if (later < end) fetch(q + later * q_row, q_row, from, smaller(to, rows_of(later)));
         if (last) fetch(out + row * out_row, out_row, from, smaller(to, rows));
       }
-      const int64_t slot = row - begin;
-      add_weights(slot, rows);
-      const float* const o = add_block(slot, rows, first);
-      if (last) finish(n, head, row, rows, slot, o);
-      if (next < end) find_shifts(slot + kRows, rows_of(next), first);
+      end_tile(row - begin, rows, first, weight_sums[now]);
     }
+    w = nothing();
+    add_values<0>(groups - 1, panels_of(groups - 1), weights[now ^ 1], w);
+    finish_tile(begin + (end - 1 - begin) / kRows * kRows);
+    return true;
   }
 
   // Rows that are soon needed: a few at a time, while the unit multiplies.
@@ -158,8 +185,6 @@ struct PartForward : ForwardRows<float, float> {
     for (int64_t r = begin; r < end; ++r)
       for (int64_t c = 0; c < size.d; c += kLane) __builtin_prefetch(from + r * stride + c, 0, 2);
   }
-
-  int64_t after(int64_t square) const { return square + 1 == ring ? 0 : square + 1; }
 
   void pack_keys(const float* k, int64_t keys) const {
     const int64_t stride = size.k_stride[1];
@@ -170,62 +195,66 @@ struct PartForward : ForwardRows<float, float> {
   }
 
   void pack_values(const float* v, int64_t keys) const {
-    const int64_t stride = size.v_stride[1], apart = kPanels * kPartBlock;
+    const int64_t stride = size.v_stride[1], apart = group_panels * kPartBlock;
     for (int64_t j = 0; j < keys; j += kPartSide) {
       const int64_t panel = j / kPartSide;
-      pack_columns({v + j * stride, 1, stride, size.d, keys - j},
-                   value_parts + panel / kPanels * d_steps * apart + panel % kPanels * kPartBlock,
-                   d_steps, apart);
+      pack_columns(
+          {v + j * stride, 1, stride, size.d, keys - j},
+          value_parts + panel / group_panels * d_steps * apart + panel % group_panels * kPartBlock,
+          d_steps, apart);
     }
   }
 
-  void pack_query(const float* q, int64_t rows) const {
+  // False where a number is too large.
+  bool pack_query(const float* q, int64_t rows) const {
     for (int64_t s = 0; s < d_steps; ++s)
       pack_rows({q + s * kPartSide, size.q_stride[1], 1, rows, size.d - s * kPartSide},
                 query_parts + s * kPartBlock, false);
-    for (int64_t i = 0; i < kRows; ++i)
-      store(row_highest + i * kLane, broadcast(-kInfinity<float>));
+    return !any_huge(q, size.q_stride[1], rows, size.d);
   }
 
   // ---- softmax ----------------------------------------------------------------------------------
 
-  // Of `panels` from a key on, between the squares of `products` panels.
-  void begin_weighing(int64_t key, int64_t rows, int64_t panels, int64_t products) {
-    const int64_t high = rows > 16 ? 32 : 16, count = panels * high;
-    weighing = {squares + read * kSquare,
-                weights[key / kKeysAtOnce & 1],
-                0,
-                high,
-                count,
-                count,
-                6 * d_steps * products,
-                0};
+  static Rows nothing() { return {nullptr, nullptr, nullptr, nullptr, 0, 0, Vector<float>{}}; }
+  // The next rows.
+  static CLIPWEATHER_INLINE Rows take_rows(Rows& w, int64_t count) {
+    const int64_t done = w.done, row = done % kRows;
+    w.done += count;
+    return {w.s + done * kPartSide,
+            w.to + done / kRows * kPartBlock + row * 16,
+            (done < kRows ? w.before : w.sums) + row * kLane,
+            w.sums + row * kLane,
+            row,
+            count,
+            Vector<float>{}};
   }
 
-  // A call's share.
-  CLIPWEATHER_INLINE void weigh_some() {
-    weighing.due += weighing.count;
-    for (; weighing.due >= weighing.calls; weighing.due -= weighing.calls) weigh(1);
+  // Scores of a row become parts of 2^(factor (s - shift)).
+  CLIPWEATHER_INLINE void weigh(const Rows& w, int64_t i, Vector<float>& most) const {
+    const Vector<float> shift = broadcast(shifts[w.done + i]);
+    // Subtracted first: the score that is the shift has weight 1 exactly.
+    const auto weight = [&](const float* s) __attribute__((always_inline)) {
+      const Vector<float> x = (load(s) - shift) * factor;
+      most = max(x, most);
+      return exp2_by_parts<false>(x);
+    };
+    const float* const s = w.s + i * kPartSide;
+    const Vector<float> first = weight(s), second = weight(s + kLane);
+    store(w.sums + i * kLane, load(w.before + i * kLane) + (first + second));
+    pack_weights((__m512)first, (__m512)second, w.to + i * 16);
   }
 
-  // Scores become parts of 2^(factor (s - max)).
-  CLIPWEATHER_INLINE void weigh(int64_t count) {
-    for (; count > 0; --count, --weighing.left) {
-      const int64_t row = weighing.row;
-      // Subtracted first: the largest has weight 1 exactly.
-      const auto weight = [&](const float* s) {
-        return exp2_by_parts<false>((load(s) - shifts[row]) * factor);
-      };
-      const float* const s = weighing.s + row * kPartSide;
-      const Vector<float> first = weight(s), second = weight(s + kLane);
-      store(weight_sums + row * kLane, load(weight_sums + row * kLane) + (first + second));
-      const Parts a = parts_of<false>((__m512)first), b = parts_of<false>((__m512)second);
-      uint32_t* const to = weighing.to + row * 16;
-      for (int p = 0; p < 3; ++p)
-        _mm512_store_si512(to + p * 2 * kPartRegister, paired(a.part[p], b.part[p]));
-      if (++weighing.row < weighing.rows) continue;
-      read = after(read);
-      weighing.row = 0, weighing.s = squares + read * kSquare, weighing.to += kPartBlock;
+  // Weights are not negative, and values' parts are rounded, so what their parts' smallest products
+  // leave out has either sign: these parts may be cut off, which is less work than rounding.
+  static CLIPWEATHER_INLINE void pack_weights(__m512 first, __m512 second, uint32_t* to) {
+    const __m512i upper = _mm512_set1_epi32(-0x10000);
+    const auto rest = [&](__m512 x) __attribute__((always_inline)) {
+      return _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), upper)));
+    };
+    for (int p = 0; p < 3; ++p) {
+      _mm512_store_si512(to + p * 2 * kPartRegister,
+                         paired(_mm512_castps_si512(first), _mm512_castps_si512(second)));
+      first = rest(first), second = rest(second);
     }
   }
 
@@ -237,66 +266,120 @@ struct PartForward : ForwardRows<float, float> {
     return across<float>(each, combine);
   }
 
-  // What is subtracted from a tile's scores, and what its sums so far are worth then.
-  void find_shifts(int64_t slot, int64_t rows, bool first) const {
-    for (int64_t r = 0; r < rows; r += kLane) {
-      const int64_t live = smaller(kLane, rows - r);
-      Vector<float> now = of_rows(row_highest + r * kLane,
-                                  [](Vector<float> a, Vector<float> b) { return max(b, a); });
-      Vector<float> before_now = {};
-      if (!first) {
-        const Vector<float> old = load_first(row_max + slot + r, live);
-        now = max(now, old);
-        const Vector<float> worth = exp2_by_parts<false>((old - finite(now)) * factor);
-        before_now = load_first(row_sum + slot + r, live) * worth;
-        store(keep + r, worth);
+  // The largest of each row of a group's scores, lane by lane.
+  void find_highest(const float* s, int64_t panels) const {
+    for (int64_t r = 0; r < kRows; ++r) {
+      Vector<float> high = broadcast(-kInfinity<float>);
+      for (int64_t i = 0; i < panels; ++i) {
+        const float* const row = s + i * kSquare + r * kPartSide;
+        high = max(load(row + kLane), max(load(row), high));
       }
-      store(shifts + r, finite(now));
-      store_first(row_max + slot + r, now, live);
-      store_first(row_sum + slot + r, before_now, live);
+      store(row_highest + r * kLane, high);
     }
-    std::memset(weight_sums, 0, sizeof(float) * kRows * kLane);
+  }
+  Vector<float> highest_of_rows(int64_t row) const {
+    return of_rows(row_highest + row * kLane,
+                   [](Vector<float> a, Vector<float> b) { return max(b, a); });
   }
 
-  void add_weights(int64_t slot, int64_t rows) const {
+  // What is subtracted from a tile's scores: the largest of its first keys. Where there is none
+  // yet, any other is so much larger that weigh_again takes it.
+  void begin_tile(int64_t slot, int64_t rows, bool first, const float* s, int64_t panels,
+                  float* sums_before) const {
+    if (first) find_highest(s, panels);
+    float* const worth = keep[slot / kRows & 1];
+    for (int64_t r = 0; r < kRows; r += kLane) {
+      const int64_t live = rows > r ? smaller(kLane, rows - r) : 0;
+      store(shifts + r, first ? max(highest_of_rows(r), broadcast(-0x1.fffffep127f))
+                              : load_first(row_max + slot + r, live));
+      store(worth + r, broadcast(1.0f));
+    }
+    std::memset(sums_before, 0, sizeof(float) * kRows * kLane);
+  }
+
+  void end_tile(int64_t slot, int64_t rows, bool first, const float* sums_now) const {
+    const float* const worth = keep[slot / kRows & 1];
     for (int64_t r = 0; r < rows; r += kLane) {
       const int64_t live = smaller(kLane, rows - r);
-      const Vector<float> sum =
-          of_rows(weight_sums + r * kLane, [](Vector<float> a, Vector<float> b) { return a + b; });
-      store_first(row_sum + slot + r, load_first(row_sum + slot + r, live) + sum, live);
+      Vector<float> sum =
+          of_rows(sums_now + r * kLane, [](Vector<float> a, Vector<float> b) { return a + b; });
+      if (!first) sum += load_first(row_sum + slot + r, live) * load(worth + r);
+      store_first(row_sum + slot + r, sum, live);
+      store_first(row_max + slot + r, load(shifts + r), live);
+    }
+  }
+
+  // Where scores are so far above what is subtracted that weights could grow too large: rows that
+  // have such subtract their largest from here on. Other rows' weights stay the same bits.
+  void weigh_again(Rows w, bool sums_there, float* worth) const {
+    find_highest(w.s, w.count / kRows);
+    for (int64_t r = 0; r < kRows; r += kLane) {
+      const Vector<float> old = load(shifts + r), now = highest_of_rows(r);
+      const Vector<float> shift = select((now - old) * factor > kMostExponent, now, old);
+      const Vector<float> less = exp2_by_parts<false>((old - shift) * factor);
+      store(shifts + r, shift);
+      store(worth + r, load(worth + r) * less);
+      for (int64_t i = 0; i < kLane; ++i) {
+        float* const sum = w.before + (r + i) * kLane;
+        store(sum, load(sum) * less[i]);
+        float* const o = block_sums + (r + i) * d_vectors * kLane;
+        for (int64_t c = 0; sums_there && c < d_vectors; ++c)
+          store(o + c * kLane, load(o + c * kLane) * less[i]);
+      }
+    }
+    Vector<float> most{};
+    for (w.done = 0; w.done < w.count;) {
+      const Rows one = take_rows(w, 1);
+      weigh(one, 0, most);
     }
   }
 
   // ---- products ---------------------------------------------------------------------------------
 
-  CLIPWEATHER_INLINE void multiply(bool high, bool wide, const uint32_t* a, const uint32_t* b,
-                                   int64_t steps, const float* from, int64_t from_row, float* to,
-                                   int64_t to_row) {
-    const auto weighs = [&] { weigh_some(); };
-    if (high)
-      wide ? multiply_square<true, true>(a, b, steps, from, from_row, to, to_row, weighs)
-           : multiply_square<true, false>(a, b, steps, from, from_row, to, to_row, weighs);
-    else
-      wide ? multiply_square<false, true>(a, b, steps, from, from_row, to, to_row, weighs)
-           : multiply_square<false, false>(a, b, steps, from, from_row, to, to_row, weighs);
+  // A square's 16 rows. One pair of sums at a time: storing four at once lets the unit stand still.
+  template <int kItems, bool kWide>
+  CLIPWEATHER_INLINE void multiply_rows(const uint32_t* a, const uint32_t* b, int64_t steps,
+                                        const float* from, float* to, int64_t to_row, Rows& w) {
+    if (from == nullptr) {
+      matrix_clear<0>();
+      if constexpr (kWide) matrix_clear<1>();
+    } else {
+      matrix_load<0>(from, to_row * 4);
+      if constexpr (kWide) matrix_load<1>(from + 16, to_row * 4);
+    }
+    for (; steps > 0; --steps, a += kPartBlock, b += kPartBlock) {
+      if (kItems > 0 && w.done < w.count) {
+        const Rows some = take_rows(w, kItems);
+        constexpr int kApart = kPartPlaces / (kItems > 0 ? kItems : 1);
+        multiply_half<kWide>(a, b, [&](int place) __attribute__((always_inline)) {
+          if (place % kApart == 0) weigh(some, place / kApart, w.most);
+        });
+      } else {
+        multiply_half<kWide>(a, b, [](int) {});
+      }
+    }
+    matrix_store<0>(to, to_row * 4);
+    if constexpr (kWide) matrix_store<1>(to + 16, to_row * 4);
   }
 
-  // A square of scores.
-  void score(int64_t rows, int64_t key, int64_t keys) {
-    multiply(rows > 16, keys > 16, query_parts, key_parts + key / kPartSide * d_steps * kPartBlock,
-             d_steps, kZeros, 0, squares + written * kSquare, kPartSide);
-    written = after(written);
+  // The scores of a group's panels.
+  template <int kItems>
+  CLIPWEATHER_INLINE void score(int64_t group, int64_t panels, float* to, Rows& w) {
+    const uint32_t* const k = key_parts + group * group_panels * d_steps * kPartBlock;
+    for (int64_t i = 0; i < panels; ++i)
+      for (int64_t half = 0; half < 2; ++half) {
+        const uint32_t* const q = query_parts + half * kPartRegister;
+        const uint32_t* const panel = k + i * d_steps * kPartBlock;
+        float* const s = to + i * kSquare + half * 16 * kPartSide;
+        multiply_rows<kItems, true>(q, panel, d_steps, nullptr, s, kPartSide, w);
+      }
   }
 
-  // The largest of the rows' scores so far; those of keys that are not there are -inf.
-  void raise_highest(int64_t keys) {
-    float* const s = squares + raised * kSquare;
-    raised = after(raised);
-    if (keys < kPartSide || before != 1.0f) finish_scores(s, keys);
-    for (int64_t r = 0; r < kRows; ++r) {
-      const Vector<float> first = load(s + r * kPartSide), second = load(s + r * kPartSide + kLane);
-      float* const high = row_highest + r * kLane;
-      store(high, max(second, max(first, load(high))));
+  // Those of keys that are not there are -inf.
+  void finish_scores(float* s, int64_t keys, int64_t group, int64_t panels) const {
+    for (int64_t i = 0; i < panels; ++i, s += kSquare) {
+      const int64_t left = keys - (group * group_panels + i) * kPartSide;
+      if (left < kPartSide || before != 1.0f) finish_scores(s, left);
     }
   }
 
@@ -309,26 +392,32 @@ struct PartForward : ForwardRows<float, float> {
     }
   }
 
-  // Weights times values of `steps` panels.
-  void add_values(int64_t rows, int64_t key, int64_t steps) {
-    const int64_t group = key / kKeysAtOnce, row = d_vectors * kLane;
-    const uint32_t* v = value_parts + group * d_steps * kPanels * kPartBlock;
-    for (int64_t c = 0; c < size.d; c += kPartSide, v += kPanels * kPartBlock) {
-      float* const o = block_sums + c;
-      multiply(rows > 16, size.d - c > 16, weights[group & 1], v, steps, key == 0 ? kZeros : o,
-               key == 0 ? 0 : row, o, row);
-    }
+  // Weights of a group's panels times values.
+  template <int kItems>
+  CLIPWEATHER_INLINE void add_values(int64_t group, int64_t panels, const uint32_t* p, Rows& w) {
+    const int64_t row = d_vectors * kLane;
+    const uint32_t* v = value_parts + group * d_steps * group_panels * kPartBlock;
+    for (int64_t c = 0; c < size.d; c += kPartSide, v += group_panels * kPartBlock)
+      for (int64_t half = 0; half < 2; ++half) {
+        const uint32_t* const a = p + half * kPartRegister;
+        float* const o = block_sums + half * 16 * row + c;
+        const float* const from = group == 0 ? nullptr : o;
+        if (size.d - c > 16)
+          multiply_rows<kItems, true>(a, v, panels, from, o, row, w);
+        else
+          multiply_rows<kItems, false>(a, v, panels, from, o, row, w);
+      }
   }
 
   // A tile's sums of all keys so far. Those of a block are summed for themselves, because rounding
   // errors grow with the length of a running sum.
-  const float* add_block(int64_t slot, int64_t rows, bool first) const {
+  const float* add_block(int64_t slot, int64_t rows, bool first, const float* worth) const {
     if (blocks == 1) return block_sums;
     float* const to = sums + slot * d_vectors * kLane;
     for (int64_t r = 0, i = 0; r < rows; ++r)
       for (int64_t c = 0; c < d_vectors; ++c, i += kLane) {
         const Vector<float> now = load(block_sums + i);
-        store(to + i, first ? now : load(to + i) * keep[r] + now);
+        store(to + i, first ? now : load(to + i) * worth[r] + now);
       }
     return to;
   }

@@ -61,7 +61,7 @@ inline int64_t attention_workspace(const AttentionSizes& size) {
     const int64_t weights = 2 * rows * kAttentionKeysAtOnce;
     const int64_t scores = rows * (keys + kAttentionKeysAtOnce);
     return 6 * (operands + weights) +
-           4 * (scores + rows * (d + 48) + kAttentionLongChunk * (d + 2)) + slack;
+           4 * (scores + rows * (d + 64) + kAttentionLongChunk * (d + 2)) + slack;
   }
   return width * (operands + rows * (keys + 32) + kAttentionChunk * (d + 2)) + slack;
 }

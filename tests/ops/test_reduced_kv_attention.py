@@ -352,6 +352,43 @@ def test_long_sums_round_as_short_ones() -> None:
     assert worst < 8 * torch.finfo(torch.float32).eps
 
 
+@needs_native
+@pytest.mark.parametrize(("keys", "d"), [(70, 20), (200, 32), (900, 33), (500, 80)])
+@pytest.mark.parametrize("scale", [0.25, -0.25])
+def test_scores_that_rise_with_the_keys(keys: int, d: int, scale: float) -> None:
+    """What the first keys' weights are worth beside later ones', in rows where those are larger."""
+    q, k = torch.rand(1, 75, 1, d) + 0.1, torch.randn(1, keys, 1, d) * 0.1
+    k += torch.linspace(-400 / d, 400 / d, keys).view(1, keys, 1, 1) * (1 if scale > 0 else -1)
+    v = torch.randn(1, keys, 1, d)
+    q[:, 10:20] *= -1  # where they fall
+    q[:, 40:] *= 1e-3  # where they nearly stay
+    out, lse = torch.empty_like(q), torch.empty(1, 1, 75)
+    native_cpu.forward(q, k, v, scale, out, lse)
+    scores = scale * torch.einsum("nqhd,nkhd->nhqk", q.double(), k.double())
+    wide = torch.einsum("nhqk,nkhd->nqhd", scores.softmax(-1), v.double())
+    own = ops.reduced_kv_attention(q, k, v, scale=scale, backend="reference")
+    allowed = 2 * (own - wide).abs().max() + 4 * torch.finfo(torch.float32).eps * wide.abs().max()
+    assert (out - wide).abs().max() <= allowed
+    torch.testing.assert_close(lse.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("keys", [200, 900])
+def test_rows_whose_scores_rise_change_no_other(keys: int) -> None:
+    """What a row's later scores do to its sums is the row's own matter."""
+    q, k, v = (torch.randn(1, length, 1, 24) for length in (70, keys, keys))
+    k[:, 150, :, 3] = 40.0
+    q[..., 3] = 0
+    calm = ops.reduced_kv_attention(q, k, v, backend="cpu")
+    q[:, 5, :, 3] = 10.0
+    q[:, 9, :, 3] = torch.nan
+    out = ops.reduced_kv_attention(q, k, v, backend="cpu")
+    others = torch.tensor([row not in (5, 9) for row in range(70)])
+    assert torch.equal(out[:, others], calm[:, others])
+    torch.testing.assert_close(out[:, 5], v[:, 150])
+    assert out[:, 9].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_without_a_log_sum_exp_the_bits_are_the_same(dtype: torch.dtype) -> None:
     if why_not_loaded() is not None:
