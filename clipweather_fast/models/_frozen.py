@@ -11,7 +11,7 @@ leave the call to the modules.
 from __future__ import annotations
 
 from functools import cache
-from operator import itemgetter
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from clipweather_fast.models._frozen_network import FrozenNetwork
     from clipweather_fast.models.network import RestorationNetwork
 
-__all__ = ["form_dtype", "form_key", "frozen_form"]
+__all__ = ["form_dtype", "form_key", "forms_available", "frozen_form"]
 
 _forms: KeptForms[FrozenNetwork] = KeptForms()
 
@@ -48,6 +48,7 @@ _WATCHED = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+_FLOAT32 = frozenset({torch.float32})
 _OPERATORS = (
     "_linear_pointwise",
     "_reorder_linear_weight",
@@ -57,18 +58,18 @@ _OPERATORS = (
 
 
 def frozen_form(
-    network: RestorationNetwork, picture: Tensor, prior: Tensor | None
+    network: RestorationNetwork, image: Tensor, prior: Tensor | None
 ) -> FrozenNetwork | None:
-    """The form that computes what ``network.restored(picture, prior)`` does, or None.
+    """The form that computes what ``network(image, prior)`` does, or None.
 
     Args:
         network: of a class of this package.
-        picture: the padded and normalised picture.
-        prior: projected; None: there is none.
+        image: in [0, 1], as it was given.
+        prior: of the picture; None: there is none.
     """
     if torch.is_grad_enabled():
         return None
-    dtype = form_dtype(picture, prior)
+    dtype = form_dtype(image, prior)
     if dtype is None:
         return None
     key = form_key(network, _known_classes())
@@ -89,12 +90,12 @@ def _built(network: RestorationNetwork, dtype: torch.dtype) -> FrozenNetwork:
     return FrozenNetwork(network, dtype)
 
 
-def form_dtype(picture: Tensor, prior: Tensor | None = None) -> torch.dtype | None:
+def form_dtype(image: Tensor, prior: Tensor | None = None) -> torch.dtype | None:
     """What a form that takes these tensors multiplies in now; None: there can be none."""
     dtype = _precision()
-    if dtype is None or picture.device.type != "cpu" or picture.dtype != torch.float32:
+    if dtype is None or image.device.type != "cpu":
         return None
-    if not dispatcher_idle((picture, prior)) or requested_backend() not in ("auto", "cpu"):
+    if not dispatcher_idle((image, prior)) or requested_backend() not in ("auto", "cpu"):
         return None
     return dtype if _why_not(dtype) is None else None
 
@@ -105,6 +106,11 @@ def _precision() -> torch.dtype | None:
         return torch.float32
     dtype = torch.get_autocast_dtype("cpu")
     return dtype if dtype == torch.bfloat16 else None
+
+
+def forms_available() -> bool:
+    """Whether this installation has forms in float32."""
+    return _why_not(torch.float32) is None
 
 
 @cache
@@ -148,6 +154,7 @@ def form_key(network: nn.Module, known: frozenset[type[nn.Module]]) -> FormKey |
     """What a form depends on: the layers and the state of their weights; None: there can be none.
 
     A network's prior encoder is no part of its form. It has computed before, by its own call.
+    Asked only where :func:`form_dtype` found that there can be forms.
 
     Args:
         network: what the form stands for.
@@ -157,28 +164,18 @@ def form_key(network: nn.Module, known: frozenset[type[nn.Module]]) -> FormKey |
         return None
     if not torch.backends.mkldnn.enabled:
         return None
-    # Twice for every picture, over some hundred layers: the loops are the interpreter's own.
-    layers = [network]
-    for layer in layers:
-        if type(layer) not in known:
-            return None  # before anything else of it is looked at
-        layers += [
-            child
-            for name, child in layer.__dict__["_modules"].items()
-            if child is not None and name != "prior_encoder"
-        ]
-    states = [layer.__dict__ for layer in layers]
-    if any("forward" in state for state in states):
+    found = _native.core().layers_of(network, known, _WATCHED, "prior_encoder")
+    if found is None:
         return None
-    if any(any(map(itemgetter(name), states)) for name in _WATCHED):
-        return None
-    parameters = [w for state in states for w in state["_parameters"].values()]
+    layers, parameters = found
     weights = [w for w in parameters if w is not None]
-    if any(w.dtype != torch.float32 for w in weights) or any(map(Tensor.is_inference, weights)):
+    if not _FLOAT32.issuperset(map(attrgetter("dtype"), weights)):
+        return None
+    if any(map(Tensor.is_inference, weights)):
         return None  # those that inference mode made have no version
     return (
         tuple(map(id, layers)),
         tuple(map(id, parameters)),
         tuple(map(Tensor.data_ptr, weights)),
-        tuple([w._version for w in weights]),
+        tuple(map(attrgetter("_version"), weights)),
     )
