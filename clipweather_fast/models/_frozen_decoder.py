@@ -73,15 +73,21 @@ class FrozenTail:
             0 if detail is None else detail.conv1.conv2d.out_channels,
         )
 
-    def __call__(self, features: Tensor, picture: Tensor) -> Tensor:
-        """Features (N, C, H / 2, W / 2) and the picture (N, 3, H, W) to (N, 3, H, W), float32."""
+    def __call__(
+        self, features: Tensor, picture: Tensor, wanted: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Features (N, C, H / 2, W / 2) and the picture (N, 3, H, W) to (N, 3, H, W), float32.
+
+        ``wanted``: rows and columns to compute, from the upper left corner; None: all.
+        """
         n, _, height, width = picture.shape
+        rows, columns = wanted or (height, width)
         layout = torch.channels_last
         if self.dense is not None:
             features = self.dense(features)
         features = features.contiguous(memory_format=layout)
         picture = picture.contiguous(memory_format=layout)
-        y = torch.empty(picture.shape, dtype=torch.float32, memory_format=layout)
+        y = torch.empty((n, 3, rows, columns), dtype=torch.float32, memory_format=layout)
         _native.core().picture_tail_cpu(
             features.data_ptr(),
             _native.DTYPE_CODES[features.dtype],
@@ -89,7 +95,7 @@ class FrozenTail:
             self.native,
             self.adds,
             y.data_ptr(),
-            (n, height, width, *self.channels, height, width),
+            (n, height, width, *self.channels, rows, columns),
             torch.get_num_threads(),
         )
         return y

@@ -27,8 +27,10 @@ from clipweather_fast.models._frozen_layers import (
     attended,
     residual_norm,
 )
+from clipweather_fast.models._padding import padded_length
+from clipweather_fast.models._picture_input import network_input, write_network_input
 from clipweather_fast.models._prior_embedding import PriorAttention, PriorEmbedding, PriorHead
-from clipweather_fast.models._recordings import Recordings
+from clipweather_fast.models._recordings import Recordings, Unwritten
 from clipweather_fast.models.clip_weather import ClipWeather
 from clipweather_fast.models.network import RestorationNetwork
 from clipweather_fast.models.transweather import QueryAttention, QueryDecoder, TransWeather
@@ -42,7 +44,7 @@ __all__ = ["FrozenNetwork"]
 
 
 class FrozenNetwork:
-    """What :meth:`RestorationNetwork.restored` computes, on the CPU and without gradient.
+    """What :meth:`RestorationNetwork.forward` computes, on the CPU and without gradient.
 
     It refers to the weights, or holds copies, and never to the network itself.
 
@@ -53,6 +55,7 @@ class FrozenNetwork:
 
     def __init__(self, network: RestorationNetwork, dtype: torch.dtype) -> None:
         self.dtype, self.config = dtype, network.config
+        self.sides = network.size_multiple, network.minimum_size
         self.encoder = FrozenEncoder(network.image_encoder, dtype)
         self.head: FrozenHead | None = None
         detail: Detail | None = None
@@ -79,19 +82,30 @@ class FrozenNetwork:
             if type(module) in _SETTINGS
         ]
 
-    def restored(self, picture: Tensor, prior: Tensor | None) -> Tensor:
-        """As :meth:`RestorationNetwork.restored`."""
-        given = tuple([settings() for settings in self._settings])
-        return self.recordings(self._computed, picture, prior, given=given)
+    def restored(self, image: Tensor, prior: Tensor | None) -> Tensor:
+        """What the network gives for pictures (N, 3, H, W) in [0, 1] and a prior."""
+        height, width = image.shape[2:]
+        given = (height, width, *[settings() for settings in self._settings])
+        compute = partial(self._computed, (height, width))
+        return self.recordings(compute, self._input(image), prior, given=given)
 
-    def _computed(self, picture: Tensor, prior: Tensor | None) -> Tensor:
+    def _input(self, image: Tensor) -> Tensor | Unwritten:
+        """The padded and normalised picture, left to be written where it will be read."""
+        if image.dtype != torch.float32:
+            return network_input(image, *self.sides, torch.float32)
+        rows, columns = (padded_length(length, *self.sides) for length in image.shape[2:])
+        shape = (image.shape[0], 3, rows, columns)
+        return Unwritten(shape, partial(write_network_input, image))
+
+    def _computed(self, wanted: tuple[int, int], picture: Tensor, prior: Tensor | None) -> Tensor:
         stages = self.encoder(picture)
         projected: Tensor | None = None
         if prior is not None:
             assert self.head is not None
             projected = self.head(prior).expand(picture.shape[0], -1)
         deepest = self.deepest(stages[3], projected)
-        y = self.tail(self.decoder(stages, deepest), picture)
+        # What was padded is not computed where nothing looks at it any more.
+        y = self.tail(self.decoder(stages, deepest), picture, wanted)
         # Where the picture is added, the result is not rounded.
         return y if self.tail.adds_picture else y.to(self.dtype)
 

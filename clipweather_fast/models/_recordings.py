@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from math import inf, prod
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -45,6 +45,36 @@ LONGEST = 0.25
 PATIENCE = 4
 
 
+@dataclass(frozen=True)
+class Unwritten:
+    """An input that is written where a pass reads it, instead of copied there.
+
+    Attributes:
+        shape: (N, C, H, W), of float32 and channels-last.
+        write: writes all of it.
+    """
+
+    shape: tuple[int, ...]
+    write: Callable[[Tensor], None]
+
+    def numel(self) -> int:
+        """How many values it has."""
+        return prod(self.shape)
+
+    def room(self) -> Tensor:
+        """Memory for it."""
+        return torch.empty(self.shape, dtype=torch.float32, memory_format=torch.channels_last)
+
+    def written(self) -> Tensor:
+        """It, in memory of its own."""
+        room = self.room()
+        self.write(room)
+        return room
+
+
+Input = Tensor | Unwritten | None
+
+
 class NotRecordable(Exception):
     """A pass that does something else than compute tensors from tensors."""
 
@@ -62,34 +92,34 @@ class Recordings:
         # A child that was forked while it was in use computes.
         self._in_use = Lock()
 
-    def __call__(self, compute: Compute, *inputs: Tensor | None, given: Any = None) -> Tensor:
+    def __call__(self, compute: Compute, *inputs: Input, given: Any = None) -> Tensor:
         """``compute(*inputs)``: computed, or what computing would give, bit for bit.
 
         Args:
             compute: the function; the same in every call.
-            inputs: CPU tensors or None.
+            inputs: CPU tensors, those that are still to be written, or None.
             given: whatever else the result depends on.
         """
         first = inputs[0]
         assert first is not None
         if not 0 < first.numel() <= MOST_VALUES or dispatch_modes() or joined():
-            return compute(*inputs)
+            return _computed(compute, inputs)
         # One thread replays, others compute meanwhile: the memory is there once.
         if not self._in_use.acquire(blocking=False):
-            return compute(*inputs)
+            return _computed(compute, inputs)
         try:
             return self._result(compute, inputs, given)
         finally:
             self._in_use.release()
 
-    def _result(self, compute: Compute, inputs: tuple[Tensor | None, ...], given: Any) -> Tensor:
+    def _result(self, compute: Compute, inputs: tuple[Input, ...], given: Any) -> Tensor:
         key = (torch.get_num_threads(), given, *map(_kind, inputs))
         recording = self._kept.get(key)
         if recording is not None:
             self._kept.move_to_end(key)
             if recording.proven:
                 return recording(inputs)
-            result = compute(*inputs)
+            result = _computed(compute, inputs)
             recording.proven = recording.gives(result, inputs)
             if not recording.proven:
                 del self._kept[key]
@@ -102,13 +132,13 @@ class Recordings:
         # Beyond that number: it could not be recorded.
         if waiting.passes != waiting.patience + 1 or waiting.shortest > LONGEST:
             begin = perf_counter()
-            result = compute(*inputs)
+            result = _computed(compute, inputs)
             waiting.shortest = min(waiting.shortest, perf_counter() - begin)
             return result
         try:
             recording = Recording(compute, inputs)
         except Exception:  # computing says what is wrong, or that only recording was
-            return compute(*inputs)
+            return _computed(compute, inputs)
         if recording.bytes <= KEPT_BYTES:
             self._keep(key, recording)
         return recording.take_first()
@@ -130,8 +160,18 @@ class _Waiting:
     shortest: float = inf
 
 
-def _kind(tensor: Tensor | None) -> Any:
-    return None if tensor is None else (tensor.dtype, tensor.shape, tensor.stride())
+def _kind(x: Input) -> Any:
+    if isinstance(x, Tensor):
+        return x.dtype, x.shape, x.stride()
+    return None if x is None else (Unwritten, x.shape)
+
+
+def _room(x: Tensor | Unwritten) -> Tensor:
+    return x.room() if isinstance(x, Unwritten) else torch.empty_like(x)
+
+
+def _computed(compute: Compute, inputs: tuple[Input, ...]) -> Tensor:
+    return compute(*[x.written() if isinstance(x, Unwritten) else x for x in inputs])
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -152,11 +192,11 @@ class Recording:
         NotRecordable: if the pass does something that cannot be replayed.
     """
 
-    def __init__(self, compute: Compute, inputs: tuple[Tensor | None, ...]) -> None:
+    def __init__(self, compute: Compute, inputs: tuple[Input, ...]) -> None:
         self._arena, self._tape = Arena(), _native.core().KernelTape()
         with torch.inference_mode():
             with torch.autocast("cpu", enabled=False):
-                self._inputs = [None if x is None else torch.empty_like(x) for x in inputs]
+                self._inputs = [None if x is None else _room(x) for x in inputs]
                 self._fill(inputs)
             recorder = _Recorder(self._arena, self._tape)
             with observed(computes=True), recorder:
@@ -171,7 +211,7 @@ class Recording:
         assert first is not None
         return first
 
-    def gives(self, result: Tensor, inputs: tuple[Tensor | None, ...]) -> bool:
+    def gives(self, result: Tensor, inputs: tuple[Input, ...]) -> bool:
         """Whether a replay gives this result. Whatever the steps miss was no number before."""
         self._arena.spoil()
         try:
@@ -184,12 +224,16 @@ class Recording:
         """The memory it keeps."""
         return self._arena.bytes
 
-    def _fill(self, inputs: tuple[Tensor | None, ...]) -> None:
+    def _fill(self, inputs: tuple[Input, ...]) -> None:
         for own, x in zip(self._inputs, inputs, strict=True):
-            if own is not None and x is not None:
+            if own is None or x is None:
+                continue
+            if isinstance(x, Unwritten):
+                x.write(own)
+            else:
                 own.copy_(x)
 
-    def __call__(self, inputs: tuple[Tensor | None, ...]) -> Tensor:
+    def __call__(self, inputs: tuple[Input, ...]) -> Tensor:
         """The function of these inputs, in memory of its own."""
         # What autocast would cast was recorded as cast.
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):

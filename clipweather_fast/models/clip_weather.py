@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from clipweather_fast._autocast import no_autocast
 from clipweather_fast.models._conv_decoder import ConvDecoder, Detail
 from clipweather_fast.models._encoder import Encoder, ResidualPlace
-from clipweather_fast.models._frozen import frozen_form
 from clipweather_fast.models._frozen_prior import FrozenPrior, built_encoder
 from clipweather_fast.models._prior_embedding import PriorEmbedding, PriorHead
 from clipweather_fast.models.config import ClipWeatherConfig
@@ -99,10 +98,6 @@ class ClipWeather(RestorationNetwork):
     def restored(
         self, picture: Tensor, prior: Tensor | None, residuals: list[Tensor] | None
     ) -> Tensor:
-        self._check_prior(prior, picture.shape[0])
-        form = None if residuals is not None else frozen_form(self, picture, prior)
-        if form is not None:
-            return form.restored(picture, prior)
         projected = None if prior is None else self.prior_head(prior).expand(picture.shape[0], -1)
         stages = self.encoder(picture, residuals)
         deepest = self.prior_embedding(stages[3], projected)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from clipweather_fast.models import checkpoints
 from clipweather_fast.models._encoder import Encoder, ResidualPlace
-from clipweather_fast.models._padding import padded, padded_length
+from clipweather_fast.models._frozen import forms_available, frozen_form
+from clipweather_fast.models._padding import padded_length
+from clipweather_fast.models._picture_input import network_input
 from clipweather_fast.models.config import NetworkConfig
 
 __all__ = ["RestorationNetwork"]
@@ -72,6 +74,11 @@ class RestorationNetwork(nn.Module):
         """Length of the vectors that :meth:`encode_prior` gives; 0 if it gives None."""
         return 0
 
+    @property
+    def any_layout(self) -> bool:
+        """Whether pictures on the CPU of any layout are restored as fast as channels-last ones."""
+        return forms_available()
+
     def encode_prior(self, image: Tensor) -> Tensor | None:
         """The weather prior of whole pictures (N, 3, H, W) in [0, 1]; None: there is none.
 
@@ -125,13 +132,15 @@ class RestorationNetwork(nn.Module):
         self._check_image(image)
         if prior is None:
             prior = self.encode_prior(image)
-        height, width = image.shape[2:]
-        picture = padded(image, self.size_multiple, self.minimum_size)
-        picture = picture.contiguous(memory_format=torch.channels_last) * 2
-        picture -= 1
-        # After the normalisation: 16 bits hold values about zero better than values up to one.
-        picture = picture.to(self.image_encoder.dtype)
+        self._check_prior(prior, image.shape[0])
+        form = None if return_residuals else frozen_form(self, image, prior)
+        if form is not None:
+            return form.restored(image, prior)
+        picture = network_input(
+            image, self.size_multiple, self.minimum_size, self.image_encoder.dtype
+        )
         residuals: list[Tensor] | None = [] if return_residuals else None
+        height, width = image.shape[2:]
         y = self.restored(picture, prior, residuals)
         if y.shape[2] != height or y.shape[3] != width:
             y = y[:, :, :height, :width]
@@ -152,6 +161,10 @@ class RestorationNetwork(nn.Module):
             raise ValueError(
                 f"{who}: image must be (N, 3, H, W) with N, H, W ≥ 1, got {tuple(image.shape)}"
             )
+
+    @abstractmethod
+    def _check_prior(self, prior: Tensor | None, n: int) -> None:
+        """``ValueError`` unless it is what :meth:`restored` takes with ``n`` pictures."""
 
     def _lay_out_weights(self) -> None:
         """Stores the dense convolutions' weights as the convolutions read them.

@@ -12,7 +12,6 @@ from clipweather_fast import ops
 from clipweather_fast.models._blocks import Block, PatchEmbed, drop_path_rates, layer_norm
 from clipweather_fast.models._conv_decoder import Conv, ConvDecoder
 from clipweather_fast.models._encoder import Encoder
-from clipweather_fast.models._frozen import frozen_form
 from clipweather_fast.models._prior_embedding import DECODER_RATES
 from clipweather_fast.models.config import TransWeatherConfig
 from clipweather_fast.models.network import RestorationNetwork
@@ -110,12 +109,11 @@ class TransWeather(RestorationNetwork):
     def restored(
         self, picture: Tensor, prior: Tensor | None, residuals: list[Tensor] | None
     ) -> Tensor:
-        if prior is not None:
-            raise ValueError(f"{type(self).__name__} uses no prior: prior must be None")
-        form = None if residuals is not None else frozen_form(self, picture, None)
-        if form is not None:
-            return form.restored(picture, None)
         stages = self.Tenc(picture)
         features = self.convtail.features(stages, self.Tdec(stages[3]))
         y: Tensor = self.active(self.clean(features))
         return y
+
+    def _check_prior(self, prior: Tensor | None, n: int) -> None:
+        if prior is not None:
+            raise ValueError(f"{type(self).__name__} uses no prior: prior must be None")

@@ -14,7 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipweather_fast.models import RestorationNetwork, _frozen, _recordings
 from clipweather_fast.models._arena import Arena
-from clipweather_fast.models._recordings import KEPT, PASSES_BEFORE, Compute, Recordings
+from clipweather_fast.models._recordings import (
+    KEPT,
+    PASSES_BEFORE,
+    Compute,
+    Recordings,
+    Unwritten,
+)
 from clipweather_fast.modules import SARFFN, EfficientAttention
 from clipweather_fast.modules._joint import in_step
 from small_networks import photograph, prior_of, small
@@ -166,6 +172,26 @@ def test_only_what_is_recorded_whole_is_replayed() -> None:
     assert passes(Recordings(), lambda x: (x * 2).relu() @ x.mT, x) == WITH_A_RECORDING
     # Python sees a number: the attempt is given up and the pass is computed.
     assert passes(Recordings(), lambda x: x * float(x.max()), x) == 11
+
+
+def test_an_input_may_be_written_where_it_is_read() -> None:
+    recordings, shape = Recordings(), (2, 3, 4, 5)
+    places = set()
+    for i in range(10):
+        value = torch.rand(shape)
+
+        def write(out: Tensor, value: Tensor = value) -> None:
+            places.add(out.data_ptr())
+            out.copy_(value)
+
+        got = recordings(lambda x, y: x * 2 + y, Unwritten(shape, write), value)
+        assert torch.equal(got, value * 2 + value), i
+    (recording,) = recordings._kept.values()
+    own = recording._inputs[0]
+    assert own is not None
+    assert own.data_ptr() in places
+    other = Unwritten((1, 3, 4, 5), lambda out: out.fill_(1))
+    assert torch.equal(recordings(torch.neg, other), -torch.ones(1, 3, 4, 5))
 
 
 def test_it_steps_aside() -> None:
