@@ -42,7 +42,11 @@ def native_encoder_input(
     if image.shape[0] == 0 or not dispatcher_idle((image,)):
         return None
     n, _, height, width = image.shape
-    picture = image.detach().contiguous(memory_format=torch.channels_last)
+    picture = image.detach()
+    # Planes are read as they are, and so are pixels; what lies otherwise is copied.
+    of_planes = picture.stride(3) == 1 and picture.stride(1) != 1
+    if not of_planes and (picture.stride(1), picture.stride(3)) != (1, 3):
+        picture = picture.contiguous(memory_format=torch.channels_last)
     shape, layout = (n, 3, size, size), torch.channels_last
     out = torch.empty(shape, dtype=torch.float32, memory_format=layout)
     if observer_looks():
@@ -50,6 +54,7 @@ def native_encoder_input(
     rows, columns = resize_taps(height, size), resize_taps(width, size)
     _native.core().encoder_input_cpu(
         picture.data_ptr(),
+        picture.stride()[:3],
         out.data_ptr(),
         (*(t.data_ptr() for t in rows), rows[2].shape[1]),
         (*(t.data_ptr() for t in columns), columns[2].shape[1]),

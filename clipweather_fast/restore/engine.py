@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clipweather_fast.modules import EfficientAttention
 from clipweather_fast.restore import memory
-from clipweather_fast.restore.samples import averaged, prepared, store
+from clipweather_fast.restore.samples import averaged, finite, prepared, store, store_finite
 from clipweather_fast.restore.tiles import Span, restore_in_tiles, smallest_tile, spans
 
 __all__ = ["Engine", "PrecisionWarning", "Report"]
@@ -97,6 +97,10 @@ class Engine:
         self._shares: int | None = getattr(model, "shared_by_tiles", None)
         self.report = Report(str(device))
         self._encodes = hasattr(model, "encode_prior")
+        # Whether the model reads pictures of any layout as fast, in its own passes.
+        self._any_layout = (
+            device.type == "cpu" and not compile and bool(getattr(model, "any_layout", False))
+        )
         self._compiles = compile
         self._call: Callable[..., Any] = torch.compile(model) if compile else model
         self._estimates: dict[torch.dtype, memory.Estimate] = {}
@@ -173,12 +177,15 @@ class Engine:
     def _whole(
         self, pairs: list[tuple[Tensor, Tensor]], precision: torch.dtype, prior: Tensor | None
     ) -> None:
-        images = [prepared(image, self.device) for image, _ in pairs]
+        images = [prepared(image, self.device, any_layout=self._any_layout) for image, _ in pairs]
         batch = images[0] if len(images) == 1 else torch.cat(images)
         del images
-        restored = self._pass(batch, precision, prior)
-        for index, (_, out) in enumerate(pairs):
-            store(restored[index : index + 1], out)
+
+        def stored(y: Tensor) -> bool:
+            parts = zip(y.split(1), pairs, strict=True)
+            return all(store_finite(part, out) for part, (_, out) in parts)
+
+        self._pass(batch, precision, prior, stored)
 
     def _in_tiles(
         self,
@@ -234,19 +241,30 @@ class Engine:
         )
         for y in tiles.results():
             self.report = replace(self.report, passes=self.report.passes + 1)
-            if not _finite(y):
+            if not finite(y):
                 if precision != torch.float32:
                     raise _NotFinite
                 raise ArithmeticError(NOT_FINITE)
             yield y
 
-    def _pass(self, x: Tensor, precision: torch.dtype, prior: Tensor | None) -> Tensor:
-        """(N, 3, h, w) to the same, float32 and finite; not yet clamped."""
+    def _pass(
+        self,
+        x: Tensor,
+        precision: torch.dtype,
+        prior: Tensor | None,
+        accepts: Callable[[Tensor], bool] = finite,
+    ) -> Tensor:
+        """(N, 3, h, w) to the same, float32 and finite; not yet clamped.
+
+        ``accepts`` says whether a result is finite, and may take it if it is.
+        """
         y = self._network(x, precision, prior)
-        if not _finite(y) and precision != torch.float32:
+        accepted = accepts(y)
+        if not accepted and precision != torch.float32:
             self._warn_of_precision(precision)
             y = self._network(x, torch.float32, prior)
-        if not _finite(y):
+            accepted = accepts(y)
+        if not accepted:
             raise ArithmeticError(NOT_FINITE)
         return y
 
@@ -408,11 +426,6 @@ def fast_at_bfloat16(device: torch.device) -> bool:
         can = known() if known is not None else {}
         return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
     return False
-
-
-def _finite(values: Tensor) -> bool:
-    # The sum needs no memory, and is finite unless a value is not or the sum overflows.
-    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _out_of_memory(error: BaseException) -> str:

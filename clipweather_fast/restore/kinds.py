@@ -77,7 +77,8 @@ def _tensor(given: Tensor) -> Taken:
         )
     images = given.detach()
     if given.is_floating_point() and given.numel():
-        _check_range("a tensor", images.amin().item(), images.amax().item())
+        low, high = torch.aminmax(images)
+        _check_range("a tensor", low.item(), high.item())
     out = torch.empty_like(images)
     views = (images, out) if given.dim() == 4 else (images[None], out[None])
     return Taken(*views, lambda: out)

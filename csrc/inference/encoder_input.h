@@ -16,8 +16,10 @@ struct ResizeTaps {
 };
 
 struct EncoderInputArgs {
-  const float* picture;  // (N, H, W, 3)
-  float* y;              // (N, size, size, 3)
+  const float*
+      picture;  // (N, 3, H, W); along w either pixels, as channels-last, or planes' numbers
+  int64_t image, plane, row;  // steps from one image, plane, row to the next; plane 1: pixels
+  float* y;                   // (N, size, size, 3)
   ResizeTaps rows, columns;
   float mean[3], deviation[3];
   int64_t n, h, w, size;

@@ -119,12 +119,15 @@ ResizeTaps taps_of(const Taps& taps) {
           pointer<const float>(std::get<2>(taps)), std::get<3>(taps)};
 }
 
-// sizes: N, H, W of the picture; side of the square.
-void encoder_input(Address picture, Address y, const Taps& rows, const Taps& columns,
-                   const std::array<float, 3>& mean, const std::array<float, 3>& deviation,
-                   const std::array<int64_t, 4>& sizes, int threads) {
+// steps: from one image, plane and row of the picture to the next. sizes: N, H, W of the picture;
+// side of the square.
+void encoder_input(Address picture, const std::array<int64_t, 3>& steps, Address y,
+                   const Taps& rows, const Taps& columns, const std::array<float, 3>& mean,
+                   const std::array<float, 3>& deviation, const std::array<int64_t, 4>& sizes,
+                   int threads) {
   EncoderInputArgs args{};
   args.picture = pointer<const float>(picture);
+  args.image = steps[0], args.plane = steps[1], args.row = steps[2];
   args.y = pointer<float>(y);
   args.rows = taps_of(rows), args.columns = taps_of(columns);
   for (int i = 0; i < 3; ++i) args.mean[i] = mean[i], args.deviation[i] = deviation[i];

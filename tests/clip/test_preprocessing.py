@@ -93,6 +93,21 @@ def test_the_native_pass_gives_what_pytorchs_steps_do(height: int, width: int, s
 
 
 @needs_native
+@pytest.mark.parametrize("size", [5, 32])
+def test_planes_pixels_and_what_lies_otherwise_give_the_same_bits(size: int) -> None:
+    image = torch.rand(2, 3, 47, 61)
+    gray = image[:, :1].expand(-1, 3, -1, -1)
+    for given in (image, gray):
+        expected = encoder_input(
+            given.contiguous(memory_format=torch.channels_last), size, CLIP_MEAN, CLIP_STD
+        )
+        others = [given, given.mT.contiguous().mT, given.repeat_interleave(2, 2)[:, :, ::2]]
+        for other in (*others, given.repeat_interleave(2, 3)[:, :, :, ::2]):
+            assert torch.equal(other, given)
+            assert torch.equal(encoder_input(other, size, CLIP_MEAN, CLIP_STD), expected)
+
+
+@needs_native
 def test_the_native_pass_keeps_what_is_not_a_number_where_it_is() -> None:
     image = torch.rand(1, 3, 64, 64)
     image[0, 1, 30, 20] = torch.nan
