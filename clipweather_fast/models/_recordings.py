@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from clipweather_fast._autocast import no_autocast
 from clipweather_fast.models._arena import Arena
 from clipweather_fast.modules._joint import joined
 from clipweather_fast.ops import _native
@@ -236,7 +237,7 @@ class Recording:
     def __call__(self, inputs: tuple[Input, ...]) -> Tensor:
         """The function of these inputs, in memory of its own."""
         # What autocast would cast was recorded as cast.
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        with torch.inference_mode(), no_autocast("cpu"):
             self._fill(inputs)
             for step in self._steps:
                 step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from clipweather_fast._autocast import no_autocast
 from clipweather_fast.modules import EfficientAttention
 from clipweather_fast.restore import memory
 from clipweather_fast.restore.samples import averaged, finite, prepared, store, store_finite
@@ -300,9 +302,9 @@ class Engine:
         with self._precision_context(precision):
             return function(x)
 
-    def _precision_context(self, precision: torch.dtype) -> torch.autocast:
+    def _precision_context(self, precision: torch.dtype) -> AbstractContextManager[object]:
         if precision == torch.float32:
-            return torch.autocast(self.device.type, enabled=False)
+            return no_autocast(self.device.type)
         return torch.autocast(self.device.type, dtype=precision)
 
     # ---- what fits -------------------------------------------------------------------------
