@@ -76,7 +76,7 @@ class RestorationNetwork(nn.Module):
 
     @property
     def any_layout(self) -> bool:
-        """Whether pictures on the CPU of any layout are restored as fast as channels-last ones."""
+        """Whether forms read pictures on the CPU in any layout as fast as channels-last ones."""
         return forms_available()
 
     def encode_prior(self, image: Tensor) -> Tensor | None:

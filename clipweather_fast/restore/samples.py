@@ -84,6 +84,8 @@ def _native_stores(restored: Tensor, out: Tensor) -> bool:
     """Whether one native pass reads and writes these."""
     if restored.device.type != "cpu" or out.device.type != "cpu" or out.dtype not in LEVELS:
         return False
+    if restored.dtype != torch.float32 or restored.shape != out.shape:
+        return False
     if restored.shape[0] != 1 or (restored.stride(1), restored.stride(3)) != (1, 3):
         return False  # channels-last, but for rows that may be longer
     if requested_backend() not in ("auto", "cpu") or _native.why_not_loaded() is not None:

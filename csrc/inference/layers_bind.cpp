@@ -17,6 +17,13 @@ PyObject* state_of(PyObject* state, PyObject* name) {
   return value;
 }
 
+// A dictionary among a layer's state; an error where it is something else.
+PyObject* dictionary_of(PyObject* state, PyObject* name) {
+  PyObject* const value = state_of(state, name);
+  if (!PyDict_Check(value)) throw py::type_error("layers_of: a layer's state is no dictionary");
+  return value;
+}
+
 bool is_true(int answer) {
   if (answer < 0) throw py::error_already_set();
   return answer != 0;
@@ -46,12 +53,12 @@ py::object layers_of(const py::object& network, const py::object& known, const p
       if (is_true(PyObject_IsTrue(state_of(state.ptr(), name.ptr())))) return py::none();
     PyObject *name, *value;
     Py_ssize_t place = 0;
-    PyObject* const below = state_of(state.ptr(), children);
+    PyObject* const below = dictionary_of(state.ptr(), children);
     while (PyDict_Next(below, &place, &name, &value))
-      if (value != Py_None && PyUnicode_Compare(name, left_out.ptr()) != 0)
+      if (value != Py_None && is_true(PyObject_RichCompareBool(name, left_out.ptr(), Py_NE)))
         layers.append(py::handle(value));
     place = 0;
-    PyObject* const own = state_of(state.ptr(), parameters);
+    PyObject* const own = dictionary_of(state.ptr(), parameters);
     while (PyDict_Next(own, &place, &name, &value)) weights.append(py::handle(value));
   }
   return py::make_tuple(layers, weights);

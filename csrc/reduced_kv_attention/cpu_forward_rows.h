@@ -12,7 +12,7 @@ namespace CLIPWEATHER_ISA {
 template <class A>
 inline constexpr A kInfinity = static_cast<A>(__builtin_inf());
 
-// Sums of up to kAttentionChunk queries, by their place among them.
+// Sums of a task's queries, by their place among them.
 template <class T, class A>
 struct ForwardRows {
   static constexpr int64_t kLane = kLanes<A>;

@@ -3,7 +3,7 @@
 // are formed, and taken apart at once, the unit multiplies those of the keys before with their
 // values, and finds the scores of the keys behind. So few scores and weights are kept that they
 // stay in L1, which has no room for a tile's scores of all keys. A row's maximum is therefore not
-// known: subtracted is that of its first keys, and a later one where weights would pass
+// known: subtracted is that of its first keys, and a later one in a tile where a weight would pass
 // 2^kMostExponent.
 //
 // Numbers below 2^-110 lose digits; a task that has numbers of 2^63 or more, or infinite ones, is
@@ -120,7 +120,7 @@ struct PartForward : ForwardRows<float, float> {
   }
 
   // While a group's scores become weights, the scores of the next are found, and the weights before
-  // are multiplied with their values. kItems: rows that are weighed between the 12 instructions of
+  // are multiplied with their values. kItems: rows that are weighed between the instructions of
   // a step of k.
   template <int kItems>
   bool block(int64_t n, int64_t head, int64_t begin, int64_t end, int64_t key, int64_t keys) {
