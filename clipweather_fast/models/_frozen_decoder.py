@@ -53,7 +53,7 @@ class FrozenTail:
         adds_picture: bool,
         dtype: torch.dtype,
     ) -> None:
-        self.adds_picture = adds_picture
+        self.adds_picture, self.dtype = adds_picture, dtype
         self.adds = 0 if not adds_picture else last.conv2d.out_channels - 2
         fused = dense is not None and _takes_dense(up, detail, dtype)
         self.dense = None if dense is None or fused else FrozenResidual(dense, dtype)
@@ -78,14 +78,16 @@ class FrozenTail:
     ) -> Tensor:
         """Features (N, C, H / 2, W / 2) and the picture (N, 3, H, W) to (N, 3, H, W), float32.
 
+        The features are overwritten where the residual block is computed before the pass.
         ``wanted``: rows and columns to compute, from the upper left corner; None: all.
         """
         n, _, height, width = picture.shape
         rows, columns = wanted or (height, width)
         layout = torch.channels_last
+        assert features.dtype == self.dtype
+        features = features.contiguous(memory_format=layout)
         if self.dense is not None:
             features = self.dense(features)
-        features = features.contiguous(memory_format=layout)
         picture = picture.contiguous(memory_format=layout)
         y = torch.empty((n, 3, rows, columns), dtype=torch.float32, memory_format=layout)
         _native.core().picture_tail_cpu(

@@ -1,7 +1,8 @@
-"""Strided convolutions of the frozen form as they are defined, in float32 by a matrix unit.
+"""Convolutions of the frozen form as they are defined, in float32 by a matrix unit.
 
-Winograd's algorithm saves a quarter to a half of their products and adds transforms, which cost
-more where six products of bfloat16 parts take less time than one of float32.
+Winograd's algorithm saves a quarter to a half of the products of strided ones and adds transforms,
+which cost more where six products of bfloat16 parts take less time than one of float32. An infinite
+number gives NaN, and numbers below 2^-110 lose digits: see csrc/common/cpu_matrix_parts.h.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["Direct"]
 WIDE, NARROW = 32, 16
 #: Outputs of a register.
 OUTPUTS = 16
-#: With more channels the weight, three times as large as Winograd's, does not stay in cache.
+#: With more, Winograd's products go by the matrix unit too and were measured to be faster.
 MOST_CHANNELS = {Kind.DOWN: 64, Kind.UP: 160}
 #: On the coarser side: a weight is laid open for 64 at once.
 LEAST_PIXELS = 256
@@ -40,7 +41,7 @@ class Direct:
         n, channels, h, w = image.shape
         if dtype != torch.float32 or kind not in MOST_CHANNELS:
             return False
-        if channels % NARROW or channels > MOST_CHANNELS[kind]:
+        if not channels or channels % NARROW or channels > MOST_CHANNELS[kind]:
             return False
         pixels = n * h * w if kind == Kind.UP else n * -(-h // 2) * -(-w // 2)
         return pixels >= LEAST_PIXELS
@@ -70,6 +71,7 @@ class Direct:
             out: the result; it may be one of the sums.
         """
         assert x.dtype == torch.float32
+        assert len(sums) <= 2
         n, c, h, w = x.shape
         if out is None:
             out = self.kind.result(x, self.out_channels)
@@ -106,6 +108,9 @@ def _parts(values: Tensor) -> list[Tensor]:
     """Numbers as sums of three of bfloat16."""
     parts = []
     for _ in range(3):
-        parts.append(values.to(torch.bfloat16))
+        rounded = values.to(torch.bfloat16)
+        # The largest numbers would round to infinity.
+        cut = (values.view(torch.int32) & -0x10000).view(torch.float32).to(torch.bfloat16)
+        parts.append(torch.where(rounded.isinf(), cut, rounded))
         values = values - parts[-1].float()
     return parts

@@ -1,5 +1,6 @@
-// picture_tail by the matrix unit, for 16 channels at stride 2 and 8 at stride 1, as three of
-// the networks here have them. Rows are of pixels, not of planes: 16 neighbouring pixels are a matrix that lies
+// picture_tail by the matrix unit, in bfloat16, for 16 channels at stride 2 and in the branch and 8
+// at stride 1, as three of the networks here have them; with the residual block before it, if it is
+// given. Rows are of pixels, not of planes: 16 neighbouring pixels are a matrix that lies
 // in memory as the unit reads it, each row a pixel's own neighbourhood.
 //
 // Numbers that are multiplied with zeros would still spread their NaN, so every register takes
@@ -52,7 +53,7 @@ class MatrixFlow {
     detailed_.next = top - 1;
     hidden_.next = top - 2;
     features_.next = top - reach_;
-    summed_.next = (features_.next - 2) / 2 - 1;
+    summed_.next = (features_.next - 1) >> 1;
     squeezed_.next = summed_.next - 1;
     input_.next = dense_ ? squeezed_.next - 1 : summed_.next;
     for (int64_t y = top; y < bottom; ++y) picture_row(y);

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kSide = kMatrixRows;  // pixels and outputs of a register
 constexpr int64_t kGroups = 4;          // of pixels, at once
-constexpr int64_t kRoom = 512 << 10;    // bytes of pixels that a task takes apart, in L2
-constexpr int64_t kColumns = 64;        // of a task, at most: what three rows take stays in L1
+constexpr int64_t kRoom = 512 << 10;    // bytes of pixels that a task takes apart, to stay in L2
+constexpr int64_t kColumns = 64;        // of a task, at most: fewer rows leave L1
 // Steps of 32 channels of one running sum. More of them lose more digits than a library's sums.
 constexpr int64_t kSummed = 24;
 constexpr int64_t kTaps = 9;
@@ -38,7 +38,8 @@ class Direct {
         pixel_(args.c),
         side_(up_ ? 2 : 3),
         pieces_(ceil_div(side_ * side_ * pixel_.steps(), kSummed)) {
-    // Strips of equal width, and as many rows as there is room for.
+    // Strips of about the same width, and as many rows as there is room for, but some for each
+    // thread: no sum depends on it.
     const int64_t strips = ceil_div(w_, kColumns);
     columns_ = least(round_up(ceil_div(w_, strips), kSide), w_);
     pixels_ = scale_ * columns_ + 2;

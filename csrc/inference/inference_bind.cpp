@@ -43,9 +43,9 @@ ConvParameters layer_of(const Layer& layer) {
   return {pointer<const float>(std::get<0>(layer)), pointer<const float>(std::get<1>(layer))};
 }
 
-// layers: both of the residual block, which only a matrix unit takes, of 16 channels, with 8 behind
-// `up`; up, first, second, last. sizes: N, H, W of the picture; C, D, E of the layers; the rows
-// and columns that are wanted.
+// layers: both of the residual block, which only a matrix unit takes (cpu_matrix_tail.h); up,
+// first, second, last. sizes: N, H, W of the picture; C, D, E of the layers; the rows and columns
+// that are wanted.
 void picture_tail(Address x, int x_type, Address picture, const std::array<Layer, 6>& layers,
                   int adds, Address y, const std::array<int64_t, 8>& sizes, int threads) {
   PictureTailArgs args{};
@@ -61,6 +61,10 @@ void picture_tail(Address x, int x_type, Address picture, const std::array<Layer
   args.adds = static_cast<Adds>(adds);
   args.x_type = static_cast<DType>(x_type);
   args.threads = threads;
+  const bool taken = cpu_isa() == Isa::kAmx && args.x_type == DType::kBFloat16 && args.c == 16 &&
+                     args.d == 8 && (args.first.weight == nullptr || args.e == 16);
+  if (args.dense[0].weight != nullptr && !taken)
+    throw std::runtime_error("picture_tail_cpu: the residual block is not taken here");
   CLIPWEATHER_CPU_CALL(picture_tail, args);
 }
 
@@ -85,6 +89,8 @@ void winograd(Address x, int type, const Layer& layer, const std::array<Address,
 void direct(Address x, const Layer& layer, const std::array<Address, 2>& sums, Address y,
             const std::array<int64_t, 5>& sizes, int kind, bool relu, int threads) {
   if (cpu_isa() != Isa::kAmx) throw std::runtime_error("direct_cpu: there is no matrix unit");
+  if (sizes[3] <= 0 || sizes[3] % 16 != 0)
+    throw std::invalid_argument("direct_cpu: channels must be a multiple of 16");
   DirectArgs args{};
   args.x = pointer<const float>(x);
   args.weight = pointer<const void>(std::get<0>(layer));

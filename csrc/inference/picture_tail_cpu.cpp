@@ -412,6 +412,7 @@ void run_by_matrix_unit(const PictureTailArgs& args) {
 }  // namespace
 
 void picture_tail(const PictureTailArgs& args) {
+  if (args.n * args.rows * args.columns == 0) return;
   if (args.x_type != DType::kBFloat16) return run<OneChannel, float>(args);
 #if defined(__AMX_BF16__)
   if (matrix_tail_suits(args)) return run_by_matrix_unit(args);

@@ -305,8 +305,11 @@ def test_the_tail_over_the_borders_of_its_tasks(
             y = branch(y, picture)
         y = torch.tanh(last(y))
         expected = y + (picture + 1) / 2 if detail else y
-        x = features.to(dtype).contiguous(memory_format=torch.channels_last)
+        x = features.to(dtype)
         assert largest_error(tail(x, picture), expected) < tolerance
+        cropped = tail(x, picture, (131, 269))
+        assert torch.equal(cropped, tail(x, picture)[:, :, :131, :269])
+        assert tail(x, picture, (8, 0)).shape == (2, 3, 8, 0)
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -329,7 +332,6 @@ def test_what_breaks_the_tail_breaks_no_more_than_it_must(dtype: torch.dtype, de
         return y[:, :3] + (1 - y[:, 3:]) * (picture + 1) / 2
 
     tolerance = 2e-6 if dtype == torch.float32 else 0.03
-    features = features.contiguous(memory_format=torch.channels_last)
     assert largest_error(tail(features, picture), expected()) < tolerance
     for row, column in ((0, 0), (31, 20), (63, 127), (69, 134)):
         features[0, 3, row, column] = torch.nan

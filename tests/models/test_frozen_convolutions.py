@@ -289,6 +289,19 @@ def test_direct(
 
 
 @needs_matrix_unit
+def test_direct_with_the_largest_weights_and_refusals() -> None:
+    module = layer(nn.Conv2d, 16, 8, 3, 2, 1)
+    module.weight[:, 0] = 3.4e38
+    x = torch.zeros(1, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    x[0, 0, 4, 4] = 0.5
+    got = Direct(module.weight, None, Kind.DOWN)(x)
+    torch.testing.assert_close(got, F.conv2d(x, module.weight, None, 2, 1))
+    with pytest.raises(ValueError, match="multiple of 16"):
+        Direct(module.weight[:, :8], None, Kind.DOWN)(x[:, :8].contiguous())
+    assert not Direct.suits(Kind.DOWN, torch.zeros(1, 0, 64, 64), torch.float32)
+
+
+@needs_matrix_unit
 def test_direct_takes_what_it_is_faster_for() -> None:
     for module, x in (
         (layer(nn.ConvTranspose2d, 32, 16, 4, 2, 1), image(1, 32, 16, 16)),
