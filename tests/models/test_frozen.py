@@ -295,6 +295,9 @@ def test_the_tail_over_the_borders_of_its_tasks(
     up, last = Up(inner, outer), Conv(outer, 3)
     branch = Detail(outer, detail) if detail else None
     block = Residual(inner) if dense else None
+    if block is not None:  # so that it counts
+        block.conv1.conv2d.bias.add_(1)
+        block.conv2.conv2d.weight.mul_(10)
     picture = torch.rand(2, 3, 134, 278).contiguous(memory_format=torch.channels_last) * 2 - 1
     features = torch.randn(2, inner, 67, 139)
     for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 0.03)):
