@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipweather_fast.models._frozen_winograd import Kind
+from clipweather_fast.models._frozen_winograd import Kind, NativeConvolution
 from clipweather_fast.ops import _native
 
 __all__ = ["Direct"]
@@ -26,7 +26,7 @@ MOST_CHANNELS = {Kind.DOWN: 64, Kind.UP: 160}
 LEAST_PIXELS = 256
 
 
-class Direct:
+class Direct(NativeConvolution):
     """A convolution with its weight taken apart: see csrc/inference/cpu_part_pixels.h.
 
     Args:
@@ -47,8 +47,6 @@ class Direct:
         return pixels >= LEAST_PIXELS
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind) -> None:
-        self.kind = kind
-        self.bias = None if bias is None else bias.float().contiguous()
         if kind == Kind.UP:
             # Pixel 2 i + p of the result sees inputs i + p - 1 and i + p by taps 3 - p and 1 - p.
             seen = [[3 - p, 1 - p] for p in range(2)]
@@ -56,37 +54,22 @@ class Direct:
             taps = torch.stack([phase.permute(2, 3, 0, 1).flatten(0, 1) for phase in phases])
         else:
             taps = weight.permute(2, 3, 1, 0).flatten(0, 1)[None]
-        self.out_channels = taps.shape[-1]
-        self.packed = _packed(taps.float())
-        self.native = (_native.address(self.packed), _native.address(self.bias))
+        super().__init__(kind, taps.shape[-1], _packed(taps.float()), bias)
 
-    def __call__(
-        self, x: Tensor, *sums: Tensor, relu: bool = False, out: Tensor | None = None
-    ) -> Tensor:
-        """An image (N, C, H, W), channels-last, to (N, C', H', W'), through ReLU, plus ``sums``.
-
-        Args:
-            sums: at most two of the result's shape, channels-last.
-            relu: whether there is one, before the sums.
-            out: the result; it may be one of the sums.
-        """
+    def _compute(
+        self, x: Tensor, sums: tuple[int, int], out: Tensor, sizes: tuple[int, ...], relu: bool
+    ) -> None:
         assert x.dtype == torch.float32
-        assert len(sums) <= 2
-        n, c, h, w = x.shape
-        if out is None:
-            out = self.kind.result(x, self.out_channels)
-        first, second = (*(s.data_ptr() for s in sums), 0, 0)[:2]
         _native.core().direct_cpu(
             x.data_ptr(),
             self.native,
-            (first, second),
+            sums,
             out.data_ptr(),
-            (n, h, w, c, self.out_channels),
+            sizes,
             int(self.kind),
             relu,
             torch.get_num_threads(),
         )
-        return out
 
 
 def _packed(taps: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import IntEnum
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from clipweather_fast.models._frozen_panels import in_panels, padded
 from clipweather_fast.ops import _native
 
-__all__ = ["Kind", "Winograd"]
+__all__ = ["Kind", "NativeConvolution", "Winograd"]
 
 #: The finite points of F(m, 3).
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.625, -0.625, 1.5, -1.5)}
@@ -38,7 +39,47 @@ class Kind(IntEnum):
         return torch.empty(n, channels, h, w, dtype=x.dtype, memory_format=layout)
 
 
-class Winograd:
+class NativeConvolution(ABC):
+    """What the native convolutions of whole networks have in common.
+
+    Args:
+        kind: of the layer.
+        out_channels: C'.
+        packed: its weight as the native code reads it.
+        bias: (C') or None.
+    """
+
+    def __init__(self, kind: Kind, out_channels: int, packed: Tensor, bias: Tensor | None) -> None:
+        self.kind, self.out_channels, self.packed = kind, out_channels, packed
+        self.bias = None if bias is None else bias.float().contiguous()
+        self.native = (_native.address(self.packed), _native.address(self.bias))
+
+    def __call__(
+        self, x: Tensor, *sums: Tensor, relu: bool = False, out: Tensor | None = None
+    ) -> Tensor:
+        """An image (N, C, H, W), channels-last, to (N, C', H', W'), through ReLU, plus ``sums``.
+
+        Args:
+            sums: at most two of the result's shape, channels-last.
+            relu: whether there is one, before the sums.
+            out: the result; it may be one of the sums.
+        """
+        assert len(sums) <= 2
+        n, c, h, w = x.shape
+        if out is None:
+            out = self.kind.result(x, self.out_channels)
+        first, second = (*(s.data_ptr() for s in sums), 0, 0)[:2]
+        self._compute(x, (first, second), out, (n, h, w, c, self.out_channels), relu)
+        return out
+
+    @abstractmethod
+    def _compute(
+        self, x: Tensor, sums: tuple[int, int], out: Tensor, sizes: tuple[int, ...], relu: bool
+    ) -> None:
+        """Calls the kernel: sums are addresses or 0, sizes those of x and C'."""
+
+
+class Winograd(NativeConvolution):
     """A convolution with its weight as Winograd's algorithm multiplies with it.
 
     Args:
@@ -57,42 +98,27 @@ class Winograd:
         tile: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.kind, self.tile = kind, tile
-        self.bias = None if bias is None else bias.float().contiguous()
+        self.tile = tile
         order = (2, 3, 0, 1) if kind == Kind.UP else (2, 3, 1, 0)
         taps = weight.permute(order).double()
-        self.out_channels = taps.shape[-1]
-        self.packed = _packed(taps, _axes(kind, tile), dtype)
-        self.native = (_native.address(self.packed), _native.address(self.bias))
+        super().__init__(kind, taps.shape[-1], _packed(taps, _axes(kind, tile), dtype), bias)
 
-    def __call__(
-        self, x: Tensor, *sums: Tensor, relu: bool = False, out: Tensor | None = None
-    ) -> Tensor:
-        """An image (N, C, H, W), channels-last, to (N, C', H', W'), through ReLU, plus ``sums``.
-
-        Args:
-            sums: at most two of the result's shape, channels-last.
-            relu: whether there is one, before the sums.
-            out: the result; it may be one of the sums.
-        """
+    def _compute(
+        self, x: Tensor, sums: tuple[int, int], out: Tensor, sizes: tuple[int, ...], relu: bool
+    ) -> None:
         assert x.dtype == self.packed.dtype
-        n, c, h, w = x.shape
-        if out is None:
-            out = self.kind.result(x, self.out_channels)
-        first, second = (*(s.data_ptr() for s in sums), 0, 0)[:2]
         _native.core().winograd_cpu(
             x.data_ptr(),
             _native.DTYPE_CODES[self.packed.dtype],
             self.native,
-            (first, second),
+            sums,
             out.data_ptr(),
-            (n, h, w, c, self.out_channels),
+            sizes,
             self.tile,
             int(self.kind),
             relu,
             torch.get_num_threads(),
         )
-        return out
 
 
 def _axes(kind: Kind, tile: int) -> list[Tensor]:
