@@ -72,9 +72,13 @@ def facts(device: str) -> dict[str, Any]:
 
 
 def name(device: str) -> str:
-    """The folder of this machine's results, e.g. ``amd-epyc-2-cores`` or ``nvidia-h100``."""
+    """The folder of this machine's results, e.g. ``amd-epyc-avx512-bf16-2-cores``, ``nvidia-h100``.
+
+    The instruction set belongs to it: virtual machines with one processor's name differ in theirs.
+    """
     known = facts(device)
-    text = known["gpu"] if device == "cuda" else f"{known['cpu']} {known['cores']} cores"
+    isa = known["cpu_isa"]
+    text = known["gpu"] if device == "cuda" else f"{known['cpu']} {isa} {known['cores']} cores"
     text = re.sub(r"\((r|tm)\)", "", text.lower())
     return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
 

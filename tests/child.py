@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from clipweather_fast.ops._native import CPU_ISAS, why_not_loaded
+
 TESTS = Path(__file__).parent
 
 
@@ -39,3 +41,23 @@ def run_battery(backend: str, *more: str, seconds: float = 900, **variables: str
     passed = re.search(rf"^{backend}: [1-9]\d* passed", written, re.MULTILINE)
     assert passed, f"no {backend} test ran under {variables}:\n{written}"
     return written
+
+
+def why_not_isa(isa: str) -> str | None:
+    """None, or why this processor or build has not got the instruction set."""
+    missing = why_not_loaded()
+    if missing:
+        return missing
+    done = subprocess.run(
+        [sys.executable, "-c", "from clipweather_fast import _C; print(_C.cpu_isa)"],
+        env=environment(CLIPWEATHER_CPU_ISA=isa),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        assert CPU_ISAS[int(done.stdout)] == isa, "the variable was not obeyed"
+        return None
+    reason = done.stderr.strip().splitlines()[-1]
+    assert "was asked for, but this processor, build or system goes up to" in reason, done.stderr
+    return reason

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from clipweather_fast.models._frozen_network import FrozenNetwork
     from clipweather_fast.models.network import RestorationNetwork
 
-__all__ = ["form_dtype", "form_key", "forms_available", "frozen_form"]
+__all__ = ["form_dtype", "form_key", "forms_available", "frozen_form", "multiplied_in", "precision"]
 
 _forms: KeptForms[FrozenNetwork] = KeptForms()
 
@@ -72,15 +72,16 @@ def frozen_form(
     dtype = form_dtype(image, prior)
     if dtype is None:
         return None
+    multiplied = multiplied_in(dtype)
     key = form_key(network, _known_classes())
     if key is None:
         return None
     return _forms.get(
         network,
-        dtype,
+        multiplied,
         key,
         lambda: (w for n, w in network.named_parameters() if not n.startswith("prior_encoder.")),
-        lambda: _built(network, dtype),
+        lambda: _built(network, multiplied),
     )
 
 
@@ -91,16 +92,25 @@ def _built(network: RestorationNetwork, dtype: torch.dtype) -> FrozenNetwork:
 
 
 def form_dtype(image: Tensor, prior: Tensor | None = None) -> torch.dtype | None:
-    """What a form that takes these tensors multiplies in now; None: there can be none."""
-    dtype = _precision()
+    """What a form that takes these tensors is asked to compute in; None: there can be none."""
+    dtype = precision()
     if dtype is None or image.device.type != "cpu":
         return None
     if not dispatcher_idle((image, prior)) or requested_backend() not in ("auto", "cpu"):
         return None
-    return dtype if _why_not(dtype) is None else None
+    return dtype if _why_not(multiplied_in(dtype)) is None else None
 
 
-def _precision() -> torch.dtype | None:
+def multiplied_in(dtype: torch.dtype) -> torch.dtype:
+    """What a form multiplies in where it is asked to compute in ``dtype``.
+
+    Autocast to bfloat16 is asked for to be faster. Where bfloat16 is slower, that is float32.
+    """
+    slower = dtype == torch.bfloat16 and not _native.bfloat16_pays()
+    return torch.float32 if slower else dtype
+
+
+def precision() -> torch.dtype | None:
     """What the layers would multiply in now; None: something that no form is made for."""
     if not torch.is_autocast_enabled("cpu"):
         return torch.float32

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from clipweather_fast.models._frozen_direct import Direct
 from clipweather_fast.models._frozen_forms import Forms
-from clipweather_fast.models._frozen_panels import pairs_pay
 from clipweather_fast.models._frozen_windows import Windows
 from clipweather_fast.models._frozen_winograd import Kind, Winograd
 from clipweather_fast.ops import _native
@@ -74,7 +73,7 @@ class _FrozenLayer:
         if kind is None or channels < ENOUGH_CHANNELS[dtype]:
             return None
         bfloat16 = dtype == torch.bfloat16
-        if bfloat16 and (channels % 2 or not pairs_pay()):
+        if bfloat16 and (channels % 2 or not _native.pairs_pay()):
             return None
         if bfloat16 and _native.matrix_unit() and _tiles(image, kind) > MOST_TILES:
             return None

@@ -16,9 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from clipweather_fast._autocast import no_autocast
 from clipweather_fast.models._blocks import Block, PatchEmbed
 from clipweather_fast.models._conv_decoder import Detail, Residual
 from clipweather_fast.models._encoder import Encoder
+from clipweather_fast.models._frozen import precision
 from clipweather_fast.models._frozen_convolution import FrozenConv
 from clipweather_fast.models._frozen_decoder import FrozenDecoder, FrozenTail
 from clipweather_fast.models._frozen_layers import (
@@ -87,7 +89,12 @@ class FrozenNetwork:
         height, width = image.shape[2:]
         given = (height, width, *[settings() for settings in self._settings])
         compute = partial(self._computed, (height, width))
-        return self.recordings(compute, self._input(image), prior, given=given)
+        asked = precision()
+        if asked == self.dtype:
+            return self.recordings(compute, self._input(image), prior, given=given)
+        with no_autocast("cpu"):  # it would round what the layers are not to multiply in
+            y = self.recordings(compute, self._input(image), prior, given=given)
+        return y if asked is None or self.tail.adds_picture else y.to(asked)
 
     def _input(self, image: Tensor) -> Tensor | Unwritten:
         """The padded and normalised picture, left to be written where it will be read."""

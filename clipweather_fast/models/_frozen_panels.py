@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from clipweather_fast.ops import _native
 from clipweather_fast.ops._direct import observer_looks
 
-__all__ = ["PanelLinear", "in_panels", "padded", "pairs_pay"]
+__all__ = ["PanelLinear", "in_panels", "padded"]
 
 #: kPanel and kPart of csrc/inference/panels.h.
 PANEL, PART = 32, 16
@@ -22,15 +20,6 @@ ACTIVATIONS = {"none": 0, "gelu": 1, "swish": 2}
 def padded(channels: int) -> int:
     """Channels rounded up to what a product's columns are a multiple of."""
     return -(-channels // PART) * PART
-
-
-@cache
-def pairs_pay() -> bool:
-    """Whether this processor multiplies pairs of bfloat16 faster than float32: by AMD's instruction
-    or by a matrix unit, but not by the instruction of processors that have both."""
-    slow = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
-    isa = _native.CPU_ISAS[_native.core().cpu_isa]
-    return _native.matrix_unit() or (isa == "avx512_bf16" and not slow)
 
 
 def in_panels(matrix: Tensor) -> Tensor:
@@ -59,7 +48,7 @@ class PanelLinear:
     def suits(weight: Tensor) -> bool:
         """Whether it takes the weight, and networks were measured to be faster than by oneDNN's."""
         n, k = weight.shape
-        bfloat16 = weight.dtype == torch.bfloat16 and k % 2 == 0 and pairs_pay()
+        bfloat16 = weight.dtype == torch.bfloat16 and k % 2 == 0 and _native.pairs_pay()
         return n % PART == 0 and (weight.dtype == torch.float32 or bfloat16)
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:

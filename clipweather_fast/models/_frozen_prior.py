@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clipweather_fast._autocast import no_autocast
-from clipweather_fast.models._frozen import form_dtype
+from clipweather_fast.models._frozen import form_dtype, multiplied_in
 from clipweather_fast.models.config import ClipWeatherConfig
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class FrozenPrior:
                 # Here, so that who needs no CLIP does not import what builds it.
                 from clipweather_fast.models._frozen_tower import frozen_tower
 
-                form = frozen_tower(encoder, dtype)
+                form = frozen_tower(encoder, multiplied_in(dtype))
             if form is None:
                 prior: Tensor = encoder(pixels)
             else:

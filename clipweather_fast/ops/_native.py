@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +71,25 @@ def matrix_unit() -> bool:
     """Whether the CPU kernels multiply by AMX."""
     module, _ = _load()
     return module is not None and CPU_ISAS[module.cpu_isa] == "amx"
+
+
+def pairs_pay() -> bool:
+    """Whether the CPU kernels multiply pairs of bfloat16 faster than float32: by the instruction of
+    processors where that is so, or by AMX; see csrc/common/cpu_dispatch.cpp."""
+    module, _ = _load()
+    return module is not None and CPU_ISAS[module.cpu_isa] in ("avx512_bf16", "amx")
+
+
+def bfloat16_pays() -> bool:
+    """Whether networks are faster in bfloat16 than in float32 on this processor."""
+    if pairs_pay() or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return True
+    if why_not_loaded() is None:
+        return False
+    # PyTorch alone. Intel's processors with float16 arithmetic are slow at pairs without AMX.
+    known: Callable[[], dict[str, Any]] | None = getattr(torch.cpu, "get_capabilities", None)
+    can = known() if known is not None else {}
+    return bool(can.get("avx512_bf16")) and not can.get("avx512_fp16")
 
 
 def why_not_cpu(x: Tensor) -> str | None:

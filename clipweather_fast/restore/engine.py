@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clipweather_fast._autocast import no_autocast
 from clipweather_fast.modules import EfficientAttention
+from clipweather_fast.ops import _native
 from clipweather_fast.restore import memory
 from clipweather_fast.restore.samples import averaged, finite, prepared, store, store_finite
 from clipweather_fast.restore.tiles import Span, restore_in_tiles, smallest_tile, spans
@@ -424,9 +425,7 @@ def fast_at_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         # Measured at 480 × 720: with AVX512_BF16 the networks are 1.3 to 1.8 times as fast as in
         # float32. Without it PyTorch emulates: 2 times slower with AVX-512, 6 to 13 with AVX2.
-        known: Callable[[], dict[str, Any]] | None = getattr(torch.cpu, "get_capabilities", None)
-        can = known() if known is not None else {}
-        return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+        return _native.bfloat16_pays()
     return False
 
 

@@ -47,7 +47,7 @@ class Restorer:
             it, the small network whose weights come with the package.
         device: "cpu", "cuda", "cuda:1", …; "auto": a GPU if there is one.
         dtype: "float32", "bfloat16" or "float16"; "auto": bfloat16 for 8-bit pictures on devices
-            with instructions for it (GPUs since sm_80, CPUs with AVX512_BF16 or AMX), else float32.
+            with fast instructions for it (GPUs since sm_80, AMX, AMD's AVX512_BF16), else float32.
         tile: largest side of a tile in pixels, rounded to the network's stride; "auto": the whole
             picture if it fits, else the largest tile that does, at most 2048; None: never cut.
         tile_overlap: pixels that neighbouring tiles share, rounded up to the network's stride; with

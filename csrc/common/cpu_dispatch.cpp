@@ -5,8 +5,10 @@
 #include <stdexcept>
 #include <string>
 
-#if defined(CLIPWEATHER_AMX)
+#if defined(CLIPWEATHER_X86)
 #include <cpuid.h>
+#endif
+#if defined(CLIPWEATHER_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -30,6 +32,15 @@ bool amx_granted() { return false; }
 
 // `amx`: whether that may be asked for, which lasts as long as the process.
 #if defined(CLIPWEATHER_X86)
+// Intel's processors with float16 arithmetic (Sapphire Rapids and later) multiply pairs of bfloat16
+// at half the rate of float32: they have the matrix unit for it, which a virtual machine may hide.
+bool pairs_are_slow() {
+  constexpr unsigned kFloat16 = 1u << 23;  // of leaf 7
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__builtin_cpu_is("intel") || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  return (edx & kFloat16) != 0;
+}
+
 Isa best_isa(bool amx) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -42,12 +53,16 @@ Isa best_isa(bool amx) {
   return amx && amx_granted() ? Isa::kAmx : Isa::kAvx512Bf16;
 }
 #else
+bool pairs_are_slow() { return false; }
 Isa best_isa(bool) { return Isa::kBaseline; }
 #endif
 
 Isa chosen_isa() {
   const char* forced = std::getenv("CLIPWEATHER_CPU_ISA");
-  if (forced == nullptr || *forced == '\0') return best_isa(true);
+  if (forced == nullptr || *forced == '\0') {
+    const Isa best = best_isa(true);
+    return best == Isa::kAvx512Bf16 && pairs_are_slow() ? Isa::kAvx512 : best;
+  }
   static const char* const kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
   for (int i = 0; i < 5; ++i) {
     if (std::strcmp(forced, kNames[i]) != 0) continue;

@@ -10,8 +10,8 @@ namespace clipweather {
 
 enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
 
-// Best instruction set of this processor that was built and that the system grants, or the one that
-// CLIPWEATHER_CPU_ISA names.
+// Fastest instruction set of this processor that was built and that the system grants, or the one
+// that CLIPWEATHER_CPU_ISA names.
 Isa cpu_isa();
 
 }  // namespace clipweather

@@ -15,6 +15,7 @@ from clipweather_fast.clip import PriorEncoder, build_prior_encoder
 from clipweather_fast.models import _frozen, _frozen_tower, _recordings
 from clipweather_fast.models._frozen_prior import FrozenPrior
 from clipweather_fast.models.config import ClipWeatherConfig
+from clipweather_fast.ops import _native
 
 pytestmark = pytest.mark.skipif(
     _frozen._why_not(torch.float32) is not None, reason=str(_frozen._why_not(torch.float32))
@@ -85,6 +86,19 @@ def test_under_autocast_it_multiplies_in_bfloat16(kind: str) -> None:
     similar = torch.nn.functional.cosine_similarity(got, expected)
     assert float(similar.min()) > 0.999
     assert not torch.equal(got, expected)
+
+
+@vision_transformers
+def test_where_bfloat16_is_slower_it_multiplies_in_float32(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "bfloat16_pays", lambda: False)
+    prior, encoder = held(kind)
+    expected = computed(prior, picture())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = computed(prior, picture())
+    assert forms(encoder) == {torch.float32}
+    assert torch.equal(got, expected)
 
 
 def test_training_learns_from_the_same_prior_whatever_the_precision() -> None:

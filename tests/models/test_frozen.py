@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clipweather_fast import create_model, use_backend
-from clipweather_fast.models import RestorationNetwork, _frozen
+from clipweather_fast.models import RestorationNetwork, _frozen, _recordings
 from clipweather_fast.models._conv_decoder import Conv, Detail, Residual, Up
 from clipweather_fast.models._frozen_decoder import FrozenTail
 from clipweather_fast.models._frozen_layers import FrozenNorm, residual_norm
 from clipweather_fast.models.registry import WEIGHTS
+from clipweather_fast.ops import _native
 from clipweather_fast.ops._native import matrix_unit
 from small_networks import photograph, prior_of, small
 from tolerance import ULPS, largest, largest_error
@@ -119,6 +120,23 @@ def test_under_autocast_the_result_has_its_dtype() -> None:
         got = frozen(network, image)
     assert got.dtype == torch.bfloat16
     assert decibels(got, expected) >= 35  # random weights
+
+
+@pytest.mark.parametrize("variant", ["paper", "detail"])
+def test_where_bfloat16_is_slower_it_multiplies_in_float32(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "bfloat16_pays", lambda: False)
+    network, image = small(**VARIANTS[variant]), photograph(50, 83)
+    expected = frozen(network, image)
+    for _ in range(_recordings.PASSES_BEFORE + 2):  # computed, recorded, replayed
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = frozen(network, image)
+        # Rounded as the modules' result would be: not where the picture is added.
+        assert got.dtype == (torch.bfloat16 if variant == "paper" else torch.float32)
+        assert torch.equal(got, expected.to(got.dtype))
+    assert torch.equal(frozen(network, image), expected)
+    assert forms(network) == {torch.float32}
 
 
 def in_place(network: RestorationNetwork) -> None:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from child import environment
-from clipweather_fast.models import _frozen, _frozen_convolution
+from child import environment, why_not_isa
+from clipweather_fast.models import _frozen
 from clipweather_fast.models._conv_decoder import Residual
 from clipweather_fast.models._frozen_convolution import FrozenConv, FrozenUp
 from clipweather_fast.models._frozen_decoder import FrozenResidual
@@ -38,7 +38,7 @@ needs_matrix_unit = pytest.mark.skipif(not matrix_unit(), reason="there is no ma
 @pytest.fixture(autouse=True)
 def as_where_pairs_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every processor tests what is only faster on some."""
-    monkeypatch.setattr(_frozen_convolution, "pairs_pay", lambda: True)
+    monkeypatch.setattr(_native, "pairs_pay", lambda: True)
 
 
 def image(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -395,7 +395,7 @@ tests.test_transposed_winograd(33, 20, 1, 4, 4, True)
 tests.test_residuals_by_winograd(20, 1, 5, 7, 2)
 tests.test_residuals_by_winograd(33, 1, 64, 61, 4)
 if tests._frozen._why_not(tests.BFLOAT16) is None:
-    tests._frozen_convolution.pairs_pay = lambda: True
+    tests._native.pairs_pay = lambda: True
     tests.test_bfloat16_by_winograd(66, 2)
 import test_frozen
 test_frozen.test_what_breaks_the_tail_breaks_no_more_than_it_must(tests.BFLOAT16, False)
@@ -408,8 +408,10 @@ tests.test_direct_needs_a_matrix_unit()
 
 @pytest.mark.parametrize("isa", _native.CPU_ISAS[:-1])
 def test_other_instruction_sets(isa: str) -> None:
-    if _native.core().cpu_isa <= _native.CPU_ISAS.index(isa):
-        pytest.skip(f"{isa} is no other instruction set here, or there is none")
+    if _native.CPU_ISAS[_native.core().cpu_isa] == isa:
+        pytest.skip("it is what all other tests run on")
+    if why_not_isa(isa):
+        pytest.skip(str(why_not_isa(isa)))
     done = subprocess.run(
         [sys.executable, "-c", IN_A_CHILD],
         env=environment(CLIPWEATHER_CPU_ISA=isa),

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from child import environment, run_battery
-from clipweather_fast.ops._native import CPU_ISAS, core, why_not_loaded
-
-
-def why_not(isa: str) -> str | None:
-    """None, or why this processor or build has not got the instruction set."""
-    missing = why_not_loaded()
-    if missing:
-        return missing
-    done = subprocess.run(
-        [sys.executable, "-c", "from clipweather_fast import _C; print(_C.cpu_isa)"],
-        env=environment(CLIPWEATHER_CPU_ISA=isa),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode == 0:
-        assert CPU_ISAS[int(done.stdout)] == isa, "the variable was not obeyed"
-        return None
-    reason = done.stderr.strip().splitlines()[-1]
-    assert "was asked for, but this processor, build or system goes up to" in reason, done.stderr
-    return reason
+from child import environment, run_battery, why_not_isa
+from clipweather_fast.ops import _native
+from clipweather_fast.ops._native import CPU_ISAS, bfloat16_pays, core, why_not_loaded
 
 
 @pytest.mark.parametrize("isa", CPU_ISAS)
 def test_battery(isa: str) -> None:
-    reason = why_not(isa)
+    reason = why_not_isa(isa)
     if reason:
         pytest.skip(reason)
     written = run_battery("cpu", CLIPWEATHER_CPU_ISA=isa)
@@ -52,10 +36,10 @@ print(granted.value >> 18 & 1)
 
 def test_the_matrix_unit_is_asked_for_where_it_is_used_and_nowhere_else() -> None:
     """Linux gives it to a process for good, and signal stacks must be larger then."""
-    if sys.platform != "linux" or why_not("avx2"):
+    if sys.platform != "linux" or why_not_isa("avx2"):
         pytest.skip("Linux on x86 has such permissions")
     for isa in ("avx2", "amx"):
-        if why_not(isa):
+        if why_not_isa(isa):
             continue
         done = subprocess.run(
             [sys.executable, "-c", IN_A_CHILD],
@@ -84,7 +68,8 @@ def test_unknown_instruction_set_stops_the_import() -> None:
 
 
 def test_the_best_instruction_set_is_chosen() -> None:
-    """Nothing better than the default can be forced."""
+    """Nothing better than the default can be forced, except for pairs of bfloat16 where they are
+    slower than float32."""
     missing = why_not_loaded()
     if missing:
         pytest.skip(missing)
@@ -97,4 +82,42 @@ def test_the_best_instruction_set_is_chosen() -> None:
     )
     default = int(done.stdout)
     assert default >= core().cpu_isa
-    assert all(why_not(isa) is not None for isa in CPU_ISAS[default + 1 :])
+    better = [isa for isa in CPU_ISAS[default + 1 :] if why_not_isa(isa) is None]
+    slow = "GenuineIntel" in cpu_flags() and "avx512_fp16" in cpu_flags()
+    assert better == (["avx512_bf16"] if slow and CPU_ISAS[default] == "avx512" else [])
+
+
+def cpu_flags() -> str:
+    file = Path("/proc/cpuinfo")
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+@pytest.mark.parametrize(
+    ("isa", "amx", "known", "pays"),
+    [
+        ("amx", True, {}, True),
+        ("avx512_bf16", False, {}, True),
+        ("avx512", False, {"avx512_bf16": True, "avx512_fp16": True}, False),
+        ("avx512", True, {}, True),  # built without AMX: PyTorch's products have it
+        ("avx2", False, {}, False),
+        (None, False, {"avx512_bf16": True}, True),
+        (None, False, {"avx512_bf16": True, "avx512_fp16": True}, False),
+        (None, False, {"avx512_f": True}, False),
+        (None, True, {}, True),
+        (None, False, None, False),
+    ],
+)
+def test_where_bfloat16_pays(
+    isa: str | None,
+    amx: bool,
+    known: dict[str, bool] | None,
+    pays: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = None if isa is None else SimpleNamespace(cpu_isa=CPU_ISAS.index(isa))
+    monkeypatch.setattr(_native, "_load", lambda: (core, "" if core else "not built"))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    if known is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert bfloat16_pays() is pays
