@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipweather_fast.modules._observation import observed
-from clipweather_fast.ops import _native
 from clipweather_fast.ops._backends import requested_backend
 from clipweather_fast.ops._direct import dispatcher_idle
 from clipweather_fast.ops.dense_conv2d.linear import linear_product
@@ -29,9 +28,9 @@ def mixed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Tokens (N, L, C) times weight (C', C), plus bias, by our products where they are faster than
     PyTorch's.
 
-    That is float32 on processors with AMX, on more than a few tokens; see
-    csrc/common/cpu_matrix_parts.h. Whoever compiles, exports, transforms or counts operators, or
-    puts another kind of tensor in, meets PyTorch's.
+    That is float32 on processors with AMX, on more than a few tokens, and on those with AVX-512 on
+    a few hundred; see csrc/common/cpu_matrix_parts.h and cpu_packed_products.h. Whoever compiles,
+    exports, transforms or counts operators, or puts another kind of tensor in, meets PyTorch's.
     """
     if gains(x, weight, bias):
         return linear_product(x, weight, bias)
@@ -48,8 +47,7 @@ def unwatched(*layers: nn.Module) -> bool:
 def gains(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether our product takes ``x`` (N, L, C) times ``weight`` (C', C), and is faster."""
     return (
-        _native.matrix_unit()
-        and x.is_cpu
+        x.is_cpu
         and weight.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 3

@@ -73,6 +73,12 @@ def matrix_unit() -> bool:
     return module is not None and CPU_ISAS[module.cpu_isa] == "amx"
 
 
+def wide_vectors() -> bool:
+    """Whether the CPU kernels have the registers of AVX-512."""
+    module, _ = _load()
+    return module is not None and CPU_ISAS[module.cpu_isa].startswith(("avx512", "amx"))
+
+
 def pairs_pay() -> bool:
     """Whether the CPU kernels multiply pairs of bfloat16 faster than float32: by the instruction of
     processors where that is so, or by AMX; see csrc/common/cpu_dispatch.cpp."""

@@ -1,10 +1,9 @@
-// The matrix products of dense_conv2d: `count` of them, one behind the other in memory. A task is a
-// panel of columns of one.
+// The matrix products of dense_conv2d: `count` of them, one behind the other in memory.
 #include <cstring>
 #include <type_traits>
 
 #include "common/cpu_matrix_parts.h"
-#include "common/cpu_products.h"
+#include "common/cpu_packed_products.h"
 #include "dense_conv2d/dense_conv2d.h"
 
 namespace clipweather {
@@ -34,10 +33,7 @@ void multiply(const DenseConv2dProductArgs& args) {
       return;
     }
 #endif
-  const int64_t each = panels(first);
-  parallel_tasks(s.count * each, args.threads, [&](int64_t task, int) {
-    multiply_panel(number(task / each), task % each * 2 * kLanes<A>);
-  });
+  for (int64_t i = 0; i < s.count; ++i) multiply_packed(number(i), args.threads);
 }
 
 constexpr int64_t kSummedColumns = 64;  // of one task

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipweather_fast.modules import SARFFN, EfficientAttention, _joined_layers, _linear
+from clipweather_fast.modules import SARFFN, EfficientAttention, _joined_layers
 from clipweather_fast.ops import _native, use_backend
 
 H, W, C = 16, 20, 96
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The joined steps; chosen as with AMX, whatever the processor."""
     if _native.why_not_loaded():
         pytest.skip("the native core is not there")
-    monkeypatch.setattr(_linear._native, "matrix_unit", lambda: True)
+    monkeypatch.setattr(_native, "matrix_unit", lambda: True)
     found: list[str] = []
     for name in ("_Attention", "_Mixer"):
         step = getattr(_joined_layers, name).apply

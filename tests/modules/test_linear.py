@@ -12,13 +12,15 @@ from clipweather_fast.modules._reduction import reduced
 from clipweather_fast.ops import _native, use_backend
 
 
-@pytest.fixture(params=[False, True], ids=["as it is", "with a matrix unit"])
+@pytest.fixture(params=["as it is", "wide vectors", "matrix unit"])
 def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The operator's calls; where ``param`` says so the choice is made as with AMX."""
+    """The operator's calls; the choice is made as on this processor, with AVX-512, or with AMX."""
     if _native.why_not_loaded():
         pytest.skip("the native core is not there")
-    if request.param:
-        monkeypatch.setattr(_linear._native, "matrix_unit", lambda: True)
+    if request.param != "as it is":
+        monkeypatch.setattr(_native, "matrix_unit", lambda: request.param == "matrix unit")
+        monkeypatch.setattr(_native, "wide_vectors", lambda: True)
+    monkeypatch.setitem(_linear.product_pays.__globals__, "FEW_ROWS", 768)  # of these tests
     found: list[str] = []
     product = _linear.linear_product
 
@@ -48,7 +50,7 @@ def test_values_and_gradients(calls: list[str]) -> None:
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
     assert results[1][0].is_contiguous()
-    assert bool(calls) == _native.matrix_unit()
+    assert bool(calls) == (_native.matrix_unit() or _native.wide_vectors())
 
 
 def test_without_bias_and_with_few_tokens(calls: list[str]) -> None:
@@ -102,7 +104,7 @@ def test_windows_that_are_reduced_go_the_same_way(calls: list[str]) -> None:
         results.append((y.detach(), *grads))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
-    assert bool(calls) == _native.matrix_unit()
+    assert bool(calls) == (_native.matrix_unit() or _native.wide_vectors())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -18,6 +18,9 @@ LARGEST_KERNEL = 16
 #: Up to so many pixels of the coarse image PyTorch's convolution spends most of its time on
 #: rearranging the weight; one matrix product reads it once. From 256 on PyTorch is as fast.
 FEW_PIXELS = 128
+#: Up to so many rows AVX-512 multiplies float32 faster than PyTorch, whose products fetch a weight
+#: and multiply with it in turn, see csrc/common/cpu_packed_products.h.
+FEW_ROWS = 256
 #: Below so many input or output channels Winograd's transforms cost what its products save.
 ENOUGH_CHANNELS = 64
 #: Fewer rows or channels AMX does not multiply faster in float32, see
@@ -30,9 +33,13 @@ LARGEST_TILES = 8 << 20
 
 
 def product_pays(rows: int, weight: Tensor) -> bool:
-    """Whether AMX gains more on the float32 product of so many rows than the call costs."""
-    fits = rows >= FEWEST_ROWS and min(weight.shape[:2]) >= FEWEST_CHANNELS
-    return fits and weight.dtype == torch.float32 and rows * weight.numel() >= ENOUGH_PRODUCTS
+    """Whether our float32 product of so many rows is faster than PyTorch's, its call included."""
+    if weight.dtype != torch.float32 or rows < FEWEST_ROWS:
+        return False
+    if not _native.matrix_unit():
+        return rows <= FEW_ROWS and _native.wide_vectors()
+    fits = min(weight.shape[:2]) >= FEWEST_CHANNELS
+    return fits and rows * weight.numel() >= ENOUGH_PRODUCTS
 
 
 def _why_not_cpu(x: Tensor, *rest: Any) -> str | None:

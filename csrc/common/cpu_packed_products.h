@@ -1,0 +1,333 @@
+// C = A B (+ bias) for matrices that a few hundred rows make too small for a library's
+// preparations: panels of two vectors of B's columns, a handful of A's rows at a time in registers,
+// both packed in the order in which they are read. While panels are multiplied, the next ones are
+// fetched: these operands are weights, which are mostly not in cache.
+//
+// Every number of C is a sum over depths of B at a time, in the order of k, whatever the tasks and
+// threads.
+#pragma once
+
+#include "common/cpu_buffer.h"
+#include "common/cpu_products.h"
+#include "common/cpu_threads.h"
+
+namespace clipweather {
+namespace CLIPWEATHER_ISA {
+
+inline constexpr int64_t kDepth = 256;  // rows of a panel: 32 KB, about what L1 holds
+// Where rows of B are those of C, panels are packed side by side, so that each row is read in
+// pieces of 2 KB.
+inline constexpr int64_t kGroup = 16, kGroupDepth = 128;
+inline constexpr int64_t kPackedNumbers = 96 << 10;  // of A: for float32 384 KB of the second cache
+inline constexpr int64_t kLine = 64;
+// C of fewer bytes stays in cache: its reader finds it there.
+inline constexpr int64_t kStreamedBytes = 256 << 10;
+
+// Rows [k0, k0 + depth) of B's columns [n0, n0 + 2 kLanes), zeros past the last column.
+template <class A>
+inline void pack_panel(const Product<A>& p, int64_t k0, int64_t depth, int64_t n0, A* panel) {
+  constexpr int kCount = kLanes<A>;
+  if (!p.b_transposed) {
+    const int64_t live = p.n - n0 < 2 * kCount ? p.n - n0 : 2 * kCount;
+    const A* row = p.b + k0 * p.b_row + n0;
+    for (int64_t k = 0; k < depth; ++k, row += p.b_row, panel += 2 * kCount) {
+      if (live == 2 * kCount) {
+        store(panel, load(row)), store(panel + kCount, load(row + kCount));
+      } else {
+        for (int64_t i = 0; i < 2 * kCount; ++i) panel[i] = i < live ? row[i] : A(0);
+      }
+    }
+    return;
+  }
+  for (int64_t k = 0; k < depth; k += kCount) {
+    const int64_t live = depth - k < kCount ? depth - k : kCount;
+    for (int half = 0; half < 2; ++half) {
+      Vector<A> square[kCount];
+#pragma GCC unroll 16
+      for (int i = 0; i < kCount; ++i) {
+        const int64_t n = n0 + half * kCount + i;
+        const A* row = p.b + n * p.b_row + k0 + k;
+        square[i] = n >= p.n ? Vector<A>{} : live == kCount ? load(row) : load_first(row, live);
+      }
+      transpose<A>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kCount; ++i)
+        if (i < live) store(panel + (k + i) * 2 * kCount + half * kCount, square[i]);
+    }
+  }
+}
+
+// `count` panels side by side, `panel_size` numbers apart; of rows of B, all of each row at once.
+template <class A>
+inline void pack_panels(const Product<A>& p, int64_t k0, int64_t depth, int64_t n0, int64_t count,
+                        int64_t panel_size, A* panels) {
+  constexpr int64_t kWidth = 2 * kLanes<A>;
+  if (count == 1 || p.b_transposed || n0 + count * kWidth > p.n) {
+    for (int64_t i = 0; i < count; ++i)
+      pack_panel(p, k0, depth, n0 + i * kWidth, panels + i * panel_size);
+    return;
+  }
+  const A* row = p.b + k0 * p.b_row + n0;
+  for (int64_t k = 0; k < depth; ++k, row += p.b_row)
+    for (int64_t i = 0; i < count; ++i) {
+      A* const to = panels + i * panel_size + k * kWidth;
+      store(to, load(row + i * kWidth));
+      store(to + kLanes<A>, load(row + i * kWidth + kLanes<A>));
+    }
+}
+
+// Of A's rows [m0, m0 + rows) the columns [k0, k0 + depth), kRowsAtOnce numbers of each.
+template <class A>
+inline void pack_rows_of_a(const Product<A>& p, int64_t m0, int64_t rows, int64_t k0, int64_t depth,
+                           A* to) {
+  constexpr int kCount = kLanes<A>;
+  if (p.a_row == 1) {
+    const A* from = p.a + m0 + k0 * p.a_column;
+    for (int64_t k = 0; k < depth; ++k, from += p.a_column, to += kRowsAtOnce)
+      if (rows == kRowsAtOnce) {
+        std::memcpy(to, from, sizeof(A) * kRowsAtOnce);
+      } else {
+        for (int64_t r = 0; r < rows; ++r) to[r] = from[r];
+      }
+    return;
+  }
+  for (int64_t k = 0; k < depth; k += kCount)
+    for (int64_t r0 = 0; r0 < rows; r0 += kCount) {
+      const int64_t live = depth - k < kCount ? depth - k : kCount;
+      const int64_t some = rows - r0 < kCount ? rows - r0 : kCount;
+      const int64_t room = kRowsAtOnce - r0 < kCount ? kRowsAtOnce - r0 : kCount;
+      Vector<A> square[kCount] = {};
+      for (int64_t r = 0; r < some; ++r) {
+        const A* const row = p.a + (m0 + r0 + r) * p.a_row + k0 + k;
+        square[r] = live == kCount ? load(row) : load_first(row, live);
+      }
+      transpose<A>(square);
+      for (int64_t i = 0; i < live; ++i)
+        std::memcpy(to + (k + i) * kRowsAtOnce + r0, &square[i],
+                    sizeof(A) * static_cast<size_t>(room));
+    }
+}
+
+// What is fetched into the second cache while panels are multiplied, a line in every so many steps:
+// more at once would take what the operands need to come from there.
+struct Fetched {
+  const char* at;     // the next line; null: nothing
+  int64_t skipped;    // bytes between a row's last line that is wanted and the next row
+  int64_t row_lines;  // that are wanted of a row
+  int64_t every;
+  int64_t left;      // lines of this row
+  int64_t wait = 1;  // steps until the next
+
+  CLIPWEATHER_INLINE void step() {
+    if (--wait > 0) return;
+    __builtin_prefetch(at, 0, 2);
+    at += kLine, wait = every;
+    if (--left == 0) at += skipped, left = row_lines;
+  }
+};
+
+// A few rows of C, two vectors wide, and what they are made of.
+template <class A>
+struct PackedRows {
+  const A* a;      // packed
+  const A* panel;  // its rows panel_row apart
+  int64_t panel_row, depth;
+  const A* before;  // what the sums are added to
+  int64_t before_row;
+  A* c;
+  int64_t c_row;
+  bool streams;  // C goes past the caches
+  Fetched& fetched;
+};
+
+template <class A>
+CLIPWEATHER_INLINE void store_past(A* p, Vector<A> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#else
+  store(p, v);
+#endif
+}
+
+template <int kRows, bool kFetches, class A>
+CLIPWEATHER_INLINE void add_packed_block(const PackedRows<A>& rows) {
+  constexpr int kVectors = 2;
+  Vector<A> sum[kRows][kVectors] = {};
+  const A *a = rows.a, *panel = rows.panel;
+  const int64_t panel_row = rows.panel_row;
+  Fetched fetched = rows.fetched;
+  for (int64_t k = rows.depth; k > 0; --k) {
+    Vector<A> b[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + v * kLanes<A>);
+    if (kFetches) fetched.step();
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const Vector<A> x = broadcast(a[r]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += x * b[v];
+    }
+    a += kRowsAtOnce, panel += panel_row;
+  }
+  rows.fetched = fetched;
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const Vector<A> before = load(rows.before + r * rows.before_row + v * kLanes<A>);
+      A* const to = rows.c + r * rows.c_row + v * kLanes<A>;
+      if (rows.streams)
+        store_past(to, before + sum[r][v]);
+      else
+        store(to, before + sum[r][v]);
+    }
+}
+
+// The same for the last rows, fewer than kRowsAtOnce.
+template <int kRows, class A>
+inline void add_packed_rows(int64_t count, const PackedRows<A>& rows) {
+  if (count == kRows) {
+    if (rows.fetched.at != nullptr)
+      add_packed_block<kRows, true>(rows);
+    else
+      add_packed_block<kRows, false>(rows);
+    return;
+  }
+  if constexpr (kRows > 1) add_packed_rows<kRows - 1>(count, rows);
+}
+
+// How a product is cut: A's rows and k into what is packed at once, k again into depths of panels,
+// C's columns into tasks.
+struct ProductPlan {
+  int64_t rows, steps;   // of A, packed
+  int64_t depth, group;  // rows of a panel, panels of a task
+  bool streams;
+};
+
+template <class A>
+inline int64_t panels(const Product<A>& p) {
+  return ceil_div(p.n, 2 * kLanes<A>);
+}
+
+template <class A>
+inline ProductPlan packing_plan(const Product<A>& p, int threads) {
+  constexpr int64_t kWidth = 2 * kLanes<A>;
+  const int64_t fair = threads <= 1 ? panels(p) : panels(p) / (2 * threads);
+  ProductPlan plan{};
+  plan.group = p.b_transposed || fair < 2 ? 1 : fair < kGroup ? fair : kGroup;
+  // Not by the number of threads: it decides what is summed at once.
+  plan.depth = p.b_transposed || panels(p) < 8 ? kDepth : kGroupDepth;
+  const int64_t least = p.k < plan.depth ? p.k : plan.depth;
+  const int64_t most_rows = kPackedNumbers / (least < 1 ? 1 : least) / kRowsAtOnce * kRowsAtOnce;
+  const int64_t all_rows = ceil_div(p.m, kRowsAtOnce) * kRowsAtOnce;
+  plan.rows = all_rows < most_rows ? all_rows : most_rows;
+  plan.steps = kPackedNumbers / plan.rows / plan.depth * plan.depth;
+  if (plan.steps < plan.depth || plan.steps > p.k) plan.steps = p.k < plan.depth ? plan.depth : p.k;
+  const bool lines = p.n % kWidth == 0 && reinterpret_cast<uintptr_t>(p.c) % kLine == 0;
+  const int64_t bytes = p.m * p.n * static_cast<int64_t>(sizeof(A));
+  plan.streams = p.read_late && lines && p.k <= plan.depth && bytes >= kStreamedBytes;
+  return plan;
+}
+
+// Part of a product: of A's rows from m0 and of k from k0 what is packed.
+template <class A>
+struct ProductPart {
+  const A* packed;
+  int64_t m0, rows, k0, steps;
+};
+
+// The panels that follow those of columns from n0 and k, which `steps` steps may fetch.
+template <class A>
+inline Fetched following(const Product<A>& p, const ProductPlan& plan, const ProductPart<A>& part,
+                         int64_t n0, int64_t k, int64_t steps) {
+  constexpr int64_t kWidth = 2 * kLanes<A>, kNumber = sizeof(A);
+  k += plan.depth;
+  if (k >= part.steps) k = 0, n0 += plan.group * kWidth;
+  const int64_t depth = part.steps - k < plan.depth ? part.steps - k : plan.depth;
+  const int64_t columns = p.n - n0 < plan.group * kWidth ? p.n - n0 : plan.group * kWidth;
+  if (columns <= 0 || depth <= 0) return {nullptr, 0, 1, 1, 1};
+  const int64_t rows = p.b_transposed ? columns : depth;
+  const int64_t row_lines = ceil_div((p.b_transposed ? depth : columns) * kNumber, kLine);
+  const A* const first =
+      p.b_transposed ? p.b + n0 * p.b_row + part.k0 + k : p.b + (part.k0 + k) * p.b_row + n0;
+  const int64_t every = steps / (rows * row_lines);
+  return {reinterpret_cast<const char*>(first), p.b_row * kNumber - row_lines * kLine, row_lines,
+          every < 1 ? 1 : every, row_lines};
+}
+
+// C's columns of `count` panels from n0.
+template <class A>
+inline void multiply_panels(const Product<A>& p, const ProductPlan& plan,
+                            const ProductPart<A>& part, int64_t n0, int64_t count) {
+  constexpr int64_t kWidth = 2 * kLanes<A>;
+  static_assert(kGroup * kGroupDepth >= kDepth);
+  static thread_local const Buffer<A> room(kGroup * kGroupDepth * kWidth);
+  alignas(64) A edge[kRowsAtOnce * kWidth] = {};  // rows of C where fewer columns are left
+  alignas(64) A first[kWidth] = {};
+  const int64_t blocks = ceil_div(part.rows, kRowsAtOnce);
+  for (int64_t k = 0; k == 0 || k < part.steps; k += plan.depth) {
+    const int64_t depth = part.steps - k < plan.depth ? part.steps - k : plan.depth;
+    const bool begins = part.k0 + k == 0;
+    // Panels that few rows use are read where they lie.
+    const bool direct = !p.b_transposed && blocks == 1 && n0 + count * kWidth <= p.n;
+    if (!direct) pack_panels(p, part.k0 + k, depth, n0, count, plan.depth * kWidth, room.get());
+    Fetched fetched = following(p, plan, part, n0, k, depth * blocks * count);
+    for (int64_t panel = 0; panel < count; ++panel) {
+      const int64_t n = n0 + panel * kWidth, live = p.n - n < kWidth ? p.n - n : kWidth;
+      const bool whole = live == kWidth;
+      for (int64_t i = 0; i < live && begins && p.bias != nullptr; ++i) first[i] = p.bias[n + i];
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t r0 = block * kRowsAtOnce;
+        const int64_t left = part.rows - r0, rows = left < kRowsAtOnce ? left : kRowsAtOnce;
+        A* const own = p.c + (part.m0 + r0) * p.n + n;
+        A* const c = whole ? own : edge;
+        const int64_t c_row = whole ? p.n : kWidth;
+        for (int64_t i = 0; i < rows * live && !whole && !begins; ++i)
+          edge[i / live * kWidth + i % live] = own[i / live * p.n + i % live];
+        add_packed_rows<kRowsAtOnce>(
+            rows, PackedRows<A>{part.packed + (k * blocks + block * depth) * kRowsAtOnce,
+                                direct ? p.b + (part.k0 + k) * p.b_row + n
+                                       : room.get() + panel * plan.depth * kWidth,
+                                direct ? p.b_row : kWidth, depth, begins ? first : c,
+                                begins ? 0 : c_row, c, c_row, plan.streams, fetched});
+        for (int64_t i = 0; i < rows * live && !whole; ++i)
+          own[i / live * p.n + i % live] = edge[i / live * kWidth + i % live];
+      }
+    }
+  }
+#if defined(__AVX512F__)
+  if (plan.streams) _mm_sfence();
+#endif
+}
+
+template <class A>
+inline void multiply_packed(const Product<A>& p, int threads) {
+  constexpr int64_t kWidth = 2 * kLanes<A>;
+  // Kept: a block of this size would be given back to the system, and come back page by page.
+  static thread_local const Buffer<A> packed_rows(kPackedNumbers + kRowsAtOnce * kDepth);
+  A* const packed = packed_rows.get();
+  if (p.m <= 0 || p.n <= 0) return;
+  const ProductPlan plan = packing_plan(p, threads);
+  for (int64_t m0 = 0; m0 < p.m; m0 += plan.rows)
+    for (int64_t k0 = 0; k0 == 0 || k0 < p.k; k0 += plan.steps) {
+      const int64_t rows = p.m - m0 < plan.rows ? p.m - m0 : plan.rows;
+      const int64_t steps = p.k - k0 < plan.steps ? p.k - k0 : plan.steps;
+      const int64_t blocks = ceil_div(rows, kRowsAtOnce);
+      parallel_tasks(blocks, threads, [&](int64_t block, int) {
+        const int64_t r0 = block * kRowsAtOnce, left = rows - r0;
+        for (int64_t k = 0; k < steps; k += plan.depth) {
+          const int64_t depth = steps - k < plan.depth ? steps - k : plan.depth;
+          pack_rows_of_a(p, m0 + r0, left < kRowsAtOnce ? left : kRowsAtOnce, k0 + k, depth,
+                         packed + (k * blocks + block * depth) * kRowsAtOnce);
+        }
+      });
+      const ProductPart<A> part{packed, m0, rows, k0, steps};
+      parallel_tasks(ceil_div(panels(p), plan.group), threads, [&](int64_t task, int) {
+        const int64_t first = task * plan.group, left = panels(p) - first;
+        multiply_panels(p, plan, part, first * kWidth, left < plan.group ? left : plan.group);
+      });
+    }
+}
+
+}  // namespace CLIPWEATHER_ISA
+}  // namespace clipweather
