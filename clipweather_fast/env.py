@@ -30,7 +30,7 @@ VARIABLES: dict[str, Variable] = {
     "CLIPWEATHER_CPU_ISA": Variable(
         "",
         "baseline | avx2 | avx512 | avx512_bf16 | amx",
-        "forces the instruction set of the CPU kernels (default: the best this processor has)",
+        "forces the instruction set of the CPU kernels (default: the fastest here)",
     ),
     "CLIPWEATHER_CUDA": Variable(
         "auto",

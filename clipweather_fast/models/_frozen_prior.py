@@ -39,7 +39,8 @@ class FrozenPrior:
         """The prior (N, prior_dim), computed without gradient.
 
         In float32, except on the CPU under autocast to bfloat16 and where no gradient is wanted:
-        there CLIP's vision transformer multiplies in bfloat16, as the network does.
+        there CLIP's vision transformer multiplies in what the network does, see
+        :func:`multiplied_in`.
         """
         encoder, pixels = self._on(image.device), image.float()
         dtype = form_dtype(pixels)

@@ -141,7 +141,8 @@ class ClipWeather(RestorationNetwork):
         """The prior (N, prior_dim) of whole pictures (N, 3, H, W) in [0, 1].
 
         A frozen encoder passes no gradient. It computes in float32; on the CPU, under autocast to
-        bfloat16 and without gradients, CLIP's vision transformers multiply in bfloat16. One that
+        bfloat16 and without gradients, CLIP's vision transformers multiply in bfloat16 where that
+        is faster. One that
         learns computes in float32 on the CPU where no gradient is wanted, whatever autocast says.
 
         Raises:

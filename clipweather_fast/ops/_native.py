@@ -73,6 +73,7 @@ def matrix_unit() -> bool:
     return module is not None and CPU_ISAS[module.cpu_isa] == "amx"
 
 
+@constant_while_tracing
 def wide_vectors() -> bool:
     """Whether the CPU kernels have the registers of AVX-512."""
     module, _ = _load()
@@ -80,22 +81,31 @@ def wide_vectors() -> bool:
 
 
 def pairs_pay() -> bool:
-    """Whether the CPU kernels multiply pairs of bfloat16 faster than float32: by the instruction of
-    processors where that is so, or by AMX; see csrc/common/cpu_dispatch.cpp."""
+    """Whether the CPU kernels multiply pairs of bfloat16, by an instruction or by AMX. They choose
+    that where it is faster than float32 (csrc/common/cpu_dispatch.cpp), or are forced to."""
     module, _ = _load()
     return module is not None and CPU_ISAS[module.cpu_isa] in ("avx512_bf16", "amx")
 
 
 def bfloat16_pays() -> bool:
-    """Whether networks are faster in bfloat16 than in float32 on this processor."""
-    if pairs_pay() or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+    """Whether networks are faster in bfloat16 than in float32 on this processor; on others than x86
+    nobody has measured, and this is False."""
+    if pairs_pay() or _torch_has_amx():
         return True
     if why_not_loaded() is None:
         return False
     # PyTorch alone. Intel's processors with float16 arithmetic are slow at pairs without AMX.
     known: Callable[[], dict[str, Any]] | None = getattr(torch.cpu, "get_capabilities", None)
     can = known() if known is not None else {}
-    return bool(can.get("avx512_bf16")) and not can.get("avx512_fp16")
+    slow = can.get("avx512_fp16") and "Intel" in str(can.get("cpu_name", "Intel"))
+    return bool(can.get("avx512_bf16")) and not slow
+
+
+def _torch_has_amx() -> bool:
+    """Whether PyTorch multiplies by AMX: the processor has it, and the system grants it."""
+    has = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    granted = getattr(torch.cpu, "_init_amx", None)
+    return has is not None and granted is not None and has() and granted()
 
 
 def why_not_cpu(x: Tensor) -> str | None:

@@ -115,7 +115,8 @@ class JointTiles:
         finally:
             for tile in tiles:
                 if tile:  # begun and not ended: its frames hold tensors
-                    tile.throw(GreenletExit)
+                    with self._around():  # what it sets back of autocast ends with this
+                        tile.throw(GreenletExit)
 
     def keys(self, layer: object, tokens: Tensor, height: int, width: int) -> Tensor:
         """See :class:`clipweather_fast.modules._joint.Joint`."""

@@ -318,7 +318,8 @@ def test_the_tail_over_the_borders_of_its_tasks(
         block.conv2.conv2d.weight.mul_(10)
     picture = torch.rand(2, 3, 134, 278).contiguous(memory_format=torch.channels_last) * 2 - 1
     features = torch.randn(2, inner, 67, 139)
-    for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 0.03)):
+    low = [] if _frozen._why_not(torch.bfloat16) else [(torch.bfloat16, 0.03)]
+    for dtype, tolerance in [(torch.float32, 2e-6), *low]:
         tail = FrozenTail(block, up, branch, last, adds_picture=bool(detail), dtype=dtype)
         y = features.to(dtype).float()
         y = up(y if block is None else block(y))

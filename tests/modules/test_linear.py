@@ -62,6 +62,16 @@ def test_without_bias_and_with_few_tokens(calls: list[str]) -> None:
     assert len(calls) == called
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(0, 8), (8, 0)])
+def test_layers_without_inputs_or_outputs(calls: list[str], inputs: int, outputs: int) -> None:
+    x, layer = torch.randn(1, 64, inputs, requires_grad=True), nn.Linear(1, 1, bias=False)
+    layer.weight = nn.Parameter(torch.randn(outputs, inputs))
+    y = linear(x, layer)
+    assert y.shape == (1, 64, outputs)
+    y.sum().backward()
+    assert not calls
+
+
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
 def test_gradients_that_nobody_wants_are_not_computed(calls: list[str], frozen: str) -> None:
     x, layer = inputs()

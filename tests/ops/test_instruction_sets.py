@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -95,28 +96,31 @@ def cpu_flags() -> str:
 @pytest.mark.parametrize(
     ("isa", "amx", "known", "pays"),
     [
-        ("amx", True, {}, True),
-        ("avx512_bf16", False, {}, True),
-        ("avx512", False, {"avx512_bf16": True, "avx512_fp16": True}, False),
-        ("avx512", True, {}, True),  # built without AMX: PyTorch's products have it
-        ("avx2", False, {}, False),
-        (None, False, {"avx512_bf16": True}, True),
-        (None, False, {"avx512_bf16": True, "avx512_fp16": True}, False),
-        (None, False, {"avx512_f": True}, False),
-        (None, True, {}, True),
-        (None, False, None, False),
+        ("amx", "granted", {}, True),
+        ("avx512_bf16", "none", {}, True),
+        ("avx512", "none", {"avx512_bf16": True, "avx512_fp16": True}, False),
+        ("avx512", "refused", {}, False),
+        ("avx512", "granted", {}, True),  # built without AMX: PyTorch's products have it
+        ("avx2", "none", {}, False),
+        (None, "none", {"avx512_bf16": True}, True),
+        (None, "none", {"avx512_bf16": True, "avx512_fp16": True}, False),
+        (None, "none", {"avx512_bf16": True, "avx512_fp16": True, "cpu_name": "AMD"}, True),
+        (None, "none", {"avx512_f": True}, False),
+        (None, "granted", {}, True),
+        (None, "none", None, False),
     ],
 )
 def test_where_bfloat16_pays(
     isa: str | None,
-    amx: bool,
-    known: dict[str, bool] | None,
+    amx: str,
+    known: dict[str, Any] | None,
     pays: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     core = None if isa is None else SimpleNamespace(cpu_isa=CPU_ISAS.index(isa))
     monkeypatch.setattr(_native, "_load", lambda: (core, "" if core else "not built"))
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx != "none", raising=False)
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: amx == "granted", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
     if known is None:
         monkeypatch.delattr(torch.cpu, "get_capabilities")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,13 @@ from torch import Tensor, nn
 from clipweather_fast.models import create_model
 from clipweather_fast.modules import EfficientAttention
 from clipweather_fast.modules._joint import in_step, joined_keys, joined_rims
-from clipweather_fast.ops import use_backend
+from clipweather_fast.ops import _native, use_backend
 from clipweather_fast.ops._backends import requested_backend
-from clipweather_fast.restore import PrecisionWarning, Restorer, joint_tiles
+from clipweather_fast.restore import PrecisionWarning, Restorer, engine, joint_tiles
 from clipweather_fast.restore.footprint import fake_trace
 from clipweather_fast.restore.memory import Estimate
 from known_networks import tiny_network
+from small_networks import small
 
 
 class Attentive(nn.Module):
@@ -268,6 +271,30 @@ def test_autocast_of_a_tile_is_its_own(picture: Tensor) -> None:
             return y
 
     Restorer(Casting(), tile=128, dtype="float32")(picture)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])
+def test_tiles_that_are_given_up_leave_no_autocast(
+    failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks that switch it off inside, as a form does where bfloat16 is slower."""
+    monkeypatch.setattr(_native, "bfloat16_pays", lambda: False)
+    stored, failures = engine.store, [failure]
+
+    def failing_once(*arguments: Any, **options: Any) -> None:
+        if failures:
+            raise failures.pop()()  # one that nobody keeps, with the tiles on its way
+        stored(*arguments, **options)
+
+    monkeypatch.setattr(engine, "store", failing_once)
+    network, image = small(prior_encoder="none"), torch.rand(1, 3, 560, 560)
+    tiles = engine.Engine(network, torch.device("cpu"), torch.bfloat16, 128, 32, False)
+    with suppress(KeyboardInterrupt):  # out of memory, smaller tiles are tried
+        tiles.restore([(image, torch.empty_like(image))])
+    assert not failures
+    assert tiles.report.passes >= 4
+    gc.collect()
     assert not torch.is_autocast_enabled("cpu")
 
 

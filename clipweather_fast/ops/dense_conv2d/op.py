@@ -23,8 +23,8 @@ FEW_PIXELS = 128
 FEW_ROWS = 256
 #: Below so many input or output channels Winograd's transforms cost what its products save.
 ENOUGH_CHANNELS = 64
-#: Fewer rows or channels AMX does not multiply faster in float32, see
-#: csrc/common/cpu_matrix_parts.h, and fewer products are done in the time of the call.
+#: Fewer rows or channels are not multiplied faster in float32, see csrc/common/cpu_matrix_parts.h,
+#: and by AMX fewer products are done in the time of the call.
 FEWEST_ROWS, FEWEST_CHANNELS, ENOUGH_PRODUCTS = 16, 32, 1 << 22
 #: Up to so many pixels of the coarse image AMX multiplies windows faster than PyTorch convolves.
 MOST_PIXELS = 1 << 12
@@ -36,10 +36,11 @@ def product_pays(rows: int, weight: Tensor) -> bool:
     """Whether our float32 product of so many rows is faster than PyTorch's, its call included."""
     if weight.dtype != torch.float32 or rows < FEWEST_ROWS:
         return False
-    if not _native.matrix_unit():
-        return rows <= FEW_ROWS and _native.wide_vectors()
-    fits = min(weight.shape[:2]) >= FEWEST_CHANNELS
-    return fits and rows * weight.numel() >= ENOUGH_PRODUCTS
+    if min(weight.shape[:2]) < FEWEST_CHANNELS:
+        return False
+    if _native.matrix_unit():
+        return rows * weight.numel() >= ENOUGH_PRODUCTS
+    return rows <= FEW_ROWS and _native.wide_vectors()
 
 
 def _why_not_cpu(x: Tensor, *rest: Any) -> str | None:
