@@ -33,7 +33,8 @@ bool amx_granted() { return false; }
 // `amx`: whether that may be asked for, which lasts as long as the process.
 #if defined(CLIPWEATHER_X86)
 // Intel's processors with float16 arithmetic (Sapphire Rapids and later) multiply pairs of bfloat16
-// at half the rate of float32, an instruction in four times the time: they have the matrix unit for it, which a virtual machine may hide.
+// at half the rate of float32, an instruction in four times the time: they have the matrix unit for
+// it, which a virtual machine may hide.
 bool pairs_are_slow() {
   constexpr unsigned kFloat16 = 1u << 23;  // of leaf 7
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
