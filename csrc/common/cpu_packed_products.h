@@ -14,10 +14,10 @@
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
 
-inline constexpr int64_t kDepth = 256;  // rows of a panel: 32 KB, about what L1 holds
+inline constexpr int64_t kDepth = 192;  // rows of a panel: 24 KB, half of what L1 holds
 // Where rows of B are those of C, panels are packed side by side, so that each row is read in
 // pieces of 2 KB.
-inline constexpr int64_t kGroup = 16, kGroupDepth = 128;
+inline constexpr int64_t kGroup = 16;
 inline constexpr int64_t kPackedNumbers = 96 << 10;  // of A: for float32 384 KB of the second cache
 inline constexpr int64_t kLine = 64;
 // C of fewer bytes stays in cache: its reader finds it there.
@@ -76,11 +76,16 @@ inline void pack_panels(const Product<A>& p, int64_t k0, int64_t depth, int64_t 
     }
 }
 
-// Of A's rows [m0, m0 + rows) the columns [k0, k0 + depth), kRowsAtOnce numbers of each.
+// Rows of A lie as far apart when packed: neighbours begin in different sets of the first cache.
+template <class A>
+inline constexpr int64_t kPackedRow = kDepth + kLanes<A>;
+
+// Of A's rows [m0, m0 + rows) the columns [k0, k0 + depth): kRowsAtOnce numbers of each, or, where
+// numbers of a row are neighbours, pieces of rows. Turning those would cost as much as 32 columns
+// of C; the products then read a number each of kRowsAtOnce lines.
 template <class A>
 inline void pack_rows_of_a(const Product<A>& p, int64_t m0, int64_t rows, int64_t k0, int64_t depth,
                            A* to) {
-  constexpr int kCount = kLanes<A>;
   if (p.a_row == 1) {
     const A* from = p.a + m0 + k0 * p.a_column;
     for (int64_t k = 0; k < depth; ++k, from += p.a_column, to += kRowsAtOnce)
@@ -91,21 +96,9 @@ inline void pack_rows_of_a(const Product<A>& p, int64_t m0, int64_t rows, int64_
       }
     return;
   }
-  for (int64_t k = 0; k < depth; k += kCount)
-    for (int64_t r0 = 0; r0 < rows; r0 += kCount) {
-      const int64_t live = depth - k < kCount ? depth - k : kCount;
-      const int64_t some = rows - r0 < kCount ? rows - r0 : kCount;
-      const int64_t room = kRowsAtOnce - r0 < kCount ? kRowsAtOnce - r0 : kCount;
-      Vector<A> square[kCount] = {};
-      for (int64_t r = 0; r < some; ++r) {
-        const A* const row = p.a + (m0 + r0 + r) * p.a_row + k0 + k;
-        square[r] = live == kCount ? load(row) : load_first(row, live);
-      }
-      transpose<A>(square);
-      for (int64_t i = 0; i < live; ++i)
-        std::memcpy(to + (k + i) * kRowsAtOnce + r0, &square[i],
-                    sizeof(A) * static_cast<size_t>(room));
-    }
+  const A* from = p.a + m0 * p.a_row + k0;
+  for (int64_t r = 0; r < rows; ++r, from += p.a_row, to += kPackedRow<A>)
+    std::memcpy(to, from, sizeof(A) * static_cast<size_t>(depth));
 }
 
 // What is fetched into the second cache while panels are multiplied, a line in every so many steps:
@@ -126,17 +119,20 @@ struct Fetched {
   }
 };
 
+inline Fetched nothing_fetched() { return {nullptr, 0, 1, 1, 1}; }
+
 // A few rows of C, two vectors wide, and what they are made of.
 template <class A>
 struct PackedRows {
   const A* a;      // packed
+  bool by_step;    // kRowsAtOnce numbers for each step, not rows
   const A* panel;  // its rows panel_row apart
   int64_t panel_row, depth;
-  const A* before;  // what the sums are added to
-  int64_t before_row;
+  const A* before;  // what the sums are added to; null: C
   A* c;
   int64_t c_row;
-  bool streams;  // C goes past the caches
+  const int64_t* places;  // where rows of C begin; null: c_row apart
+  bool streams;           // C goes past the caches
   Fetched& fetched;
 };
 
@@ -149,9 +145,10 @@ CLIPWEATHER_INLINE void store_past(A* p, Vector<A> v) {
 #endif
 }
 
-template <int kRows, bool kFetches, class A>
+template <int kRows, bool kFetches, bool kByStep, class A>
 CLIPWEATHER_INLINE void add_packed_block(const PackedRows<A>& rows) {
   constexpr int kVectors = 2;
+  constexpr int64_t kRow = kByStep ? 1 : kPackedRow<A>, kStep = kByStep ? kRowsAtOnce : 1;
   Vector<A> sum[kRows][kVectors] = {};
   const A *a = rows.a, *panel = rows.panel;
   const int64_t panel_row = rows.panel_row;
@@ -163,34 +160,40 @@ CLIPWEATHER_INLINE void add_packed_block(const PackedRows<A>& rows) {
     if (kFetches) fetched.step();
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      const Vector<A> x = broadcast(a[r]);
+      const Vector<A> x = broadcast(a[r * kRow]);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sum[r][v] += x * b[v];
     }
-    a += kRowsAtOnce, panel += panel_row;
+    a += kStep, panel += panel_row;
   }
   rows.fetched = fetched;
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < kRows; ++r) {
+    A* const row = rows.c + (rows.places == nullptr ? r * rows.c_row : rows.places[r]);
+    const A* const added = rows.before == nullptr ? row : rows.before;
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      const Vector<A> before = load(rows.before + r * rows.before_row + v * kLanes<A>);
-      A* const to = rows.c + r * rows.c_row + v * kLanes<A>;
+      const Vector<A> before = load(added + v * kLanes<A>);
+      A* const to = row + v * kLanes<A>;
       if (rows.streams)
         store_past(to, before + sum[r][v]);
       else
         store(to, before + sum[r][v]);
     }
+  }
 }
 
 // The same for the last rows, fewer than kRowsAtOnce.
 template <int kRows, class A>
 inline void add_packed_rows(int64_t count, const PackedRows<A>& rows) {
   if (count == kRows) {
-    if (rows.fetched.at != nullptr)
-      add_packed_block<kRows, true>(rows);
+    const bool fetches = rows.fetched.at != nullptr;
+    if (rows.by_step)
+      fetches ? add_packed_block<kRows, true, true>(rows)
+              : add_packed_block<kRows, false, true>(rows);
     else
-      add_packed_block<kRows, false>(rows);
+      fetches ? add_packed_block<kRows, true, false>(rows)
+              : add_packed_block<kRows, false, false>(rows);
     return;
   }
   if constexpr (kRows > 1) add_packed_rows<kRows - 1>(count, rows);
@@ -199,8 +202,8 @@ inline void add_packed_rows(int64_t count, const PackedRows<A>& rows) {
 // How a product is cut: A's rows and k into what is packed at once, k again into depths of panels,
 // C's columns into tasks.
 struct ProductPlan {
-  int64_t rows, steps;   // of A, packed
-  int64_t depth, group;  // rows of a panel, panels of a task
+  int64_t rows, steps;  // of A, packed
+  int64_t group;        // panels of a task
   bool streams;
 };
 
@@ -215,18 +218,21 @@ inline ProductPlan packing_plan(const Product<A>& p, int threads) {
   const int64_t fair = threads <= 1 ? panels(p) : panels(p) / (2 * threads);
   ProductPlan plan{};
   plan.group = p.b_transposed || fair < 2 ? 1 : fair < kGroup ? fair : kGroup;
-  // Not by the number of threads: it decides what is summed at once.
-  plan.depth = p.b_transposed || panels(p) < 8 ? kDepth : kGroupDepth;
-  const int64_t least = p.k < plan.depth ? p.k : plan.depth;
-  const int64_t most_rows = kPackedNumbers / (least < 1 ? 1 : least) / kRowsAtOnce * kRowsAtOnce;
+  const int64_t most_rows = kPackedNumbers / kDepth / kRowsAtOnce * kRowsAtOnce;
   const int64_t all_rows = ceil_div(p.m, kRowsAtOnce) * kRowsAtOnce;
   plan.rows = all_rows < most_rows ? all_rows : most_rows;
-  plan.steps = kPackedNumbers / plan.rows / plan.depth * plan.depth;
-  if (plan.steps < plan.depth || plan.steps > p.k) plan.steps = p.k < plan.depth ? plan.depth : p.k;
+  plan.steps = kPackedNumbers / plan.rows / kDepth * kDepth;
+  if (plan.steps > p.k) plan.steps = p.k < 1 ? 1 : p.k;
   const bool lines = p.n % kWidth == 0 && reinterpret_cast<uintptr_t>(p.c) % kLine == 0;
   const int64_t bytes = p.m * p.n * static_cast<int64_t>(sizeof(A));
-  plan.streams = p.read_late && lines && p.k <= plan.depth && bytes >= kStreamedBytes;
+  plan.streams = p.read_late && lines && p.k <= kDepth && bytes >= kStreamedBytes;
   return plan;
+}
+
+// Where a block of packed rows begins for the steps from k.
+template <class A>
+inline int64_t packed_block(int64_t k, int64_t block, int64_t blocks) {
+  return (k / kDepth * blocks + block) * kRowsAtOnce * kPackedRow<A>;
 }
 
 // Part of a product: of A's rows from m0 and of k from k0 what is packed.
@@ -241,11 +247,11 @@ template <class A>
 inline Fetched following(const Product<A>& p, const ProductPlan& plan, const ProductPart<A>& part,
                          int64_t n0, int64_t k, int64_t steps) {
   constexpr int64_t kWidth = 2 * kLanes<A>, kNumber = sizeof(A);
-  k += plan.depth;
+  k += kDepth;
   if (k >= part.steps) k = 0, n0 += plan.group * kWidth;
-  const int64_t depth = part.steps - k < plan.depth ? part.steps - k : plan.depth;
+  const int64_t depth = part.steps - k < kDepth ? part.steps - k : kDepth;
   const int64_t columns = p.n - n0 < plan.group * kWidth ? p.n - n0 : plan.group * kWidth;
-  if (columns <= 0 || depth <= 0) return {nullptr, 0, 1, 1, 1};
+  if (columns <= 0 || depth <= 0) return nothing_fetched();
   const int64_t rows = p.b_transposed ? columns : depth;
   const int64_t row_lines = ceil_div((p.b_transposed ? depth : columns) * kNumber, kLine);
   const A* const first =
@@ -255,23 +261,59 @@ inline Fetched following(const Product<A>& p, const ProductPlan& plan, const Pro
           every < 1 ? 1 : every, row_lines};
 }
 
-// C's columns of `count` panels from n0.
+// What packs the operands of a product, and where its C lies. This one's are the matrices.
 template <class A>
-inline void multiply_panels(const Product<A>& p, const ProductPlan& plan,
+struct MatrixOperands {
+  const Product<A>& p;
+
+  void pack_a(int64_t m0, int64_t rows, int64_t k0, int64_t depth, A* to) const {
+    pack_rows_of_a(p, m0, rows, k0, depth, to);
+  }
+  void pack_b(int64_t k0, int64_t depth, int64_t n0, int64_t count, int64_t panel_size,
+              A* panels) const {
+    pack_panels(p, k0, depth, n0, count, panel_size, panels);
+  }
+  // Panels that can be read where they lie, p.b_row apart; null: they are packed.
+  const A* panels_in_place(int64_t k, int64_t n0, int64_t columns) const {
+    return p.b_transposed || n0 + columns > p.n ? nullptr : p.b + k * p.b_row + n0;
+  }
+  Fetched fetched_after(const ProductPlan& plan, const ProductPart<A>& part, int64_t n0, int64_t k,
+                        int64_t steps) const {
+    return following(p, plan, part, n0, k, steps);
+  }
+  const int64_t* places(int64_t /*m*/) const { return nullptr; }
+};
+
+// Room of a thread, for A and for panels. Kept: blocks of this size would be given back to the
+// system, and come back page by page.
+template <class A>
+inline A* room_of_a() {
+  static thread_local const Buffer<A> room(kPackedNumbers / kDepth * kPackedRow<A>);
+  return room.get();
+}
+template <class A>
+inline A* room_of_panels() {
+  static thread_local const Buffer<A> room(kGroup * kDepth * 2 * kLanes<A>);
+  return room.get();
+}
+
+// C's columns of `count` panels from n0.
+template <class A, class Operands>
+inline void multiply_panels(const Product<A>& p, const Operands& operands, const ProductPlan& plan,
                             const ProductPart<A>& part, int64_t n0, int64_t count) {
   constexpr int64_t kWidth = 2 * kLanes<A>;
-  static_assert(kGroup * kGroupDepth >= kDepth);
-  static thread_local const Buffer<A> room(kGroup * kGroupDepth * kWidth);
+  A* const room = room_of_panels<A>();
   alignas(64) A edge[kRowsAtOnce * kWidth] = {};  // rows of C where fewer columns are left
   alignas(64) A first[kWidth] = {};
   const int64_t blocks = ceil_div(part.rows, kRowsAtOnce);
-  for (int64_t k = 0; k == 0 || k < part.steps; k += plan.depth) {
-    const int64_t depth = part.steps - k < plan.depth ? part.steps - k : plan.depth;
+  for (int64_t k = 0; k == 0 || k < part.steps; k += kDepth) {
+    const int64_t depth = part.steps - k < kDepth ? part.steps - k : kDepth;
     const bool begins = part.k0 + k == 0;
     // Panels that few rows use are read where they lie.
-    const bool direct = !p.b_transposed && blocks == 1 && n0 + count * kWidth <= p.n;
-    if (!direct) pack_panels(p, part.k0 + k, depth, n0, count, plan.depth * kWidth, room.get());
-    Fetched fetched = following(p, plan, part, n0, k, depth * blocks * count);
+    const A* const in_place =
+        blocks == 1 ? operands.panels_in_place(part.k0 + k, n0, count * kWidth) : nullptr;
+    if (in_place == nullptr) operands.pack_b(part.k0 + k, depth, n0, count, kDepth * kWidth, room);
+    Fetched fetched = operands.fetched_after(plan, part, n0, k, depth * blocks * count);
     for (int64_t panel = 0; panel < count; ++panel) {
       const int64_t n = n0 + panel * kWidth, live = p.n - n < kWidth ? p.n - n : kWidth;
       const bool whole = live == kWidth;
@@ -279,17 +321,17 @@ inline void multiply_panels(const Product<A>& p, const ProductPlan& plan,
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t r0 = block * kRowsAtOnce;
         const int64_t left = part.rows - r0, rows = left < kRowsAtOnce ? left : kRowsAtOnce;
-        A* const own = p.c + (part.m0 + r0) * p.n + n;
-        A* const c = whole ? own : edge;
-        const int64_t c_row = whole ? p.n : kWidth;
+        const int64_t* const places = operands.places(part.m0 + r0);
+        A* const own = p.c + (places == nullptr ? (part.m0 + r0) * p.n : 0) + n;
         for (int64_t i = 0; i < rows * live && !whole && !begins; ++i)
           edge[i / live * kWidth + i % live] = own[i / live * p.n + i % live];
         add_packed_rows<kRowsAtOnce>(
-            rows, PackedRows<A>{part.packed + (k * blocks + block * depth) * kRowsAtOnce,
-                                direct ? p.b + (part.k0 + k) * p.b_row + n
-                                       : room.get() + panel * plan.depth * kWidth,
-                                direct ? p.b_row : kWidth, depth, begins ? first : c,
-                                begins ? 0 : c_row, c, c_row, plan.streams, fetched});
+            rows,
+            PackedRows<A>{
+                part.packed + packed_block<A>(k, block, blocks), p.a_row == 1,
+                in_place != nullptr ? in_place + panel * kWidth : room + panel * kDepth * kWidth,
+                in_place != nullptr ? p.b_row : kWidth, depth, begins ? first : nullptr,
+                whole ? own : edge, whole ? p.n : kWidth, places, plan.streams, fetched});
         for (int64_t i = 0; i < rows * live && !whole; ++i)
           own[i / live * p.n + i % live] = edge[i / live * kWidth + i % live];
       }
@@ -300,12 +342,10 @@ inline void multiply_panels(const Product<A>& p, const ProductPlan& plan,
 #endif
 }
 
-template <class A>
-inline void multiply_packed(const Product<A>& p, int threads) {
+template <class A, class Operands>
+inline void multiply_packed(const Product<A>& p, const Operands& operands, int threads) {
   constexpr int64_t kWidth = 2 * kLanes<A>;
-  // Kept: a block of this size would be given back to the system, and come back page by page.
-  static thread_local const Buffer<A> packed_rows(kPackedNumbers + kRowsAtOnce * kDepth);
-  A* const packed = packed_rows.get();
+  A* const packed = room_of_a<A>();
   if (p.m <= 0 || p.n <= 0) return;
   const ProductPlan plan = packing_plan(p, threads);
   for (int64_t m0 = 0; m0 < p.m; m0 += plan.rows)
@@ -315,18 +355,24 @@ inline void multiply_packed(const Product<A>& p, int threads) {
       const int64_t blocks = ceil_div(rows, kRowsAtOnce);
       parallel_tasks(blocks, threads, [&](int64_t block, int) {
         const int64_t r0 = block * kRowsAtOnce, left = rows - r0;
-        for (int64_t k = 0; k < steps; k += plan.depth) {
-          const int64_t depth = steps - k < plan.depth ? steps - k : plan.depth;
-          pack_rows_of_a(p, m0 + r0, left < kRowsAtOnce ? left : kRowsAtOnce, k0 + k, depth,
-                         packed + (k * blocks + block * depth) * kRowsAtOnce);
+        for (int64_t k = 0; k < steps; k += kDepth) {
+          const int64_t depth = steps - k < kDepth ? steps - k : kDepth;
+          operands.pack_a(m0 + r0, left < kRowsAtOnce ? left : kRowsAtOnce, k0 + k, depth,
+                          packed + packed_block<A>(k, block, blocks));
         }
       });
       const ProductPart<A> part{packed, m0, rows, k0, steps};
       parallel_tasks(ceil_div(panels(p), plan.group), threads, [&](int64_t task, int) {
         const int64_t first = task * plan.group, left = panels(p) - first;
-        multiply_panels(p, plan, part, first * kWidth, left < plan.group ? left : plan.group);
+        multiply_panels(p, operands, plan, part, first * kWidth,
+                        left < plan.group ? left : plan.group);
       });
     }
+}
+
+template <class A>
+inline void multiply_packed(const Product<A>& p, int threads) {
+  multiply_packed(p, MatrixOperands<A>{p}, threads);
 }
 
 }  // namespace CLIPWEATHER_ISA

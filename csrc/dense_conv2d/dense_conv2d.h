@@ -68,9 +68,28 @@ struct DenseConv2dGradientArgs {
   int threads;
 };
 
+// What a product with windows that are never in memory computes.
+enum class DenseConv2dWanted : int {
+  kCoarse = 0,  // of fine, weight, bias
+  kFine = 1,    // of coarse, weight, bias
+  kWeight = 2,  // of coarse, fine
+};
+
+// The weight is (channels, k, k, c). size.c and channels are multiples of 32.
+struct DenseConv2dImplicitArgs {
+  const void *coarse, *fine, *weight;
+  const void* bias;  // of the wanted image's channels, or null
+  void* out;
+  DenseConv2dSizes size;  // c: channels of the fine image
+  int64_t channels;       // of the coarse one
+  DenseConv2dWanted wanted;
+  int threads;
+};
+
 }  // namespace clipweather
 
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_windows, DenseConv2dArgs)
+CLIPWEATHER_CPU_KERNEL(dense_conv2d_implicit, DenseConv2dImplicitArgs)
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_winograd, DenseConv2dArgs)
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_products, DenseConv2dProductArgs)
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_gradients, DenseConv2dGradientArgs)

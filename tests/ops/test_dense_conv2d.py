@@ -54,6 +54,39 @@ class TestDenseConv2d(OpTests):
         "same_of_many_pixels": {**SAME, "shape": (2, 5, 9, 8), "out": 6},
         "same_of_many_pixels_and_odd_sides": {**SAME, "shape": (1, 33, 13, 11), "out": 19},
         "same_of_a_long_row": {**SAME, "shape": (3, 17, 1, 47), "out": 4},
+        # With multiples of 32 channels windows are never in memory, but for float32 by AMX.
+        "halving_of_whole_panels": {
+            "k": 3,
+            "stride": 2,
+            "padding": 1,
+            "shape": (2, 32, 7, 10),
+            "out": 64,
+        },
+        "up_of_whole_panels": {**UP, "shape": (2, 64, 5, 3), "out": 32},
+        "up_of_many_whole_panels": {**UP, "shape": (1, 96, 4, 4), "out": 96, "bias": False},
+        "up_from_one_pixel_of_whole_panels": {**UP, "shape": (1, 32, 1, 1), "out": 32},
+        "embedding_of_whole_panels": {
+            "k": 7,
+            "stride": 4,
+            "padding": 3,
+            "shape": (1, 32, 13, 10),
+            "out": 32,
+        },
+        "uneven_phases_of_whole_panels": {
+            "k": 5,
+            "stride": 3,
+            "padding": 2,
+            "transposed": True,
+            "shape": (2, 32, 3, 4),
+            "out": 32,
+        },
+        "padding_beyond_windows_of_whole_panels": {
+            "k": 4,
+            "stride": 2,
+            "padding": 3,
+            "shape": (1, 32, 1, 9),
+            "out": 32,
+        },
         "no_image": {**SAME, "shape": (0, 17, 5, 6)},
     }
     representative = ("same", "up", "same_of_many_pixels")
@@ -189,11 +222,73 @@ def test_the_cpu_kernels_are_chosen_where_they_win(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_native, "matrix_unit", lambda: amx)
+    monkeypatch.setattr(_native, "wide_vectors", lambda: False)
     options = {name: value for name, value in options.items() if value is not None}
     answers = ops.explain(ops.dense_conv2d, torch.empty(shape), torch.empty(weight), **options)
     if not answers["cpu"].startswith("yes"):
         pytest.skip(answers["cpu"])
     assert answers[by_amx if amx else chosen] == "yes (chosen)"
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "dtype", "learns", "wide", "chosen"),
+    [
+        (64, 16, torch.float32, True, True, "cpu"),
+        (64, 16, torch.float32, True, False, "reference"),
+        (64, 16, torch.float32, False, True, "reference"),
+        (64, 16, torch.float64, True, True, "reference"),
+        (64, 17, torch.float32, True, True, "reference"),
+        (72, 16, torch.float32, True, True, "reference"),
+        (32, 16, torch.float32, True, True, "reference"),
+    ],
+)
+def test_windows_that_are_never_in_memory_are_chosen_where_they_win(
+    channels: int,
+    side: int,
+    dtype: torch.dtype,
+    learns: bool,
+    wide: bool,
+    chosen: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_native, "matrix_unit", lambda: False)
+    monkeypatch.setattr(_native, "wide_vectors", lambda: wide)
+    x = torch.empty(4, 64, side, side, dtype=dtype)
+    weight = torch.empty(64, channels, 4, 4, dtype=dtype)
+    with torch.set_grad_enabled(learns):
+        answers = ops.explain(ops.dense_conv2d, x, weight, transposed=True, stride=2, padding=1)
+    if not answers["cpu"].startswith("yes"):
+        pytest.skip(answers["cpu"])
+    assert answers[chosen] == "yes (chosen)"
+
+
+def test_windows_that_are_never_in_memory_are_the_same_on_any_number_of_threads() -> None:
+    if _native.why_not_loaded():
+        pytest.skip(_native.why_not_loaded() or "")
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 14, 14, requires_grad=True)
+    layers = nn.Conv2d(64, 96, 3, stride=2, padding=1), nn.ConvTranspose2d(64, 96, 4, 2, 1)
+    threads = torch.get_num_threads()
+    for layer in layers:
+        found = []
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            try:
+                y = ops.dense_conv2d(
+                    x,
+                    layer.weight,
+                    layer.bias,
+                    stride=2,
+                    padding=1,
+                    transposed=isinstance(layer, nn.ConvTranspose2d),
+                    backend="cpu",
+                )
+                grads = torch.autograd.grad(y.square().sum(), (x, layer.weight))
+            finally:
+                torch.set_num_threads(threads)
+            found.append((y, *grads))
+        for others in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
 def test_layers_with_hooks_are_called() -> None:

@@ -1,8 +1,9 @@
 """dense_conv2d on the CPU: matrix products, and the steps around them.
 
-Three ways. A 1×1 kernel is one product. As windows (any kernel): pixels of the coarse image (M, C)
+Four ways. A 1×1 kernel is one product. As windows (any kernel): pixels of the coarse image (M, C)
 and their windows of the fine one (M, k·k·C') meet in the weight as it lies, (C, k·k·C') in
-channels-last memory, which is the same matrix for a convolution and for a transposed one. By
+channels-last memory, which is the same matrix for a convolution and for a transposed one. So, but
+with windows that are never in memory: see csrc/dense_conv2d/dense_conv2d_implicit_cpu.cpp. By
 Winograd (3×3, stride 1, padding 1): see csrc/dense_conv2d/dense_conv2d_winograd_cpu.cpp.
 """
 
@@ -21,6 +22,18 @@ __all__ = ["backward", "forward", "linear", "linear_gradients"]
 
 #: Up to so many pixels AMX computes 3×3 kernels faster from windows than by Winograd's tiles.
 WINOGRAD_PIXELS = 128
+
+
+#: Channels of both images are multiples of this where windows are never in memory.
+IMPLICIT_CHANNELS = 32
+
+
+class Wanted(IntEnum):
+    """As DenseConv2dWanted of csrc/dense_conv2d/dense_conv2d.h."""
+
+    COARSE = 0
+    FINE = 1
+    WEIGHT = 2
 
 
 class Step(IntEnum):
@@ -58,6 +71,12 @@ def forward(
         elif _is_product(weight, stride, padding):
             matrix = weight.flatten(1)
             _multiply(_pixels(x), matrix, _pixels(to_y), bias, b_transposed=not transposed)
+        elif is_implicit(weight):
+            fine, coarse = (None, x) if transposed else (x, None)
+            wanted = Wanted.FINE if transposed else Wanted.COARSE
+            shapes = (y.shape, x.shape) if transposed else (x.shape, y.shape)
+            images = coarse, fine, weight, bias, to_y
+            _run_implicit(wanted, images, shapes, weight, stride, padding)
         elif transposed:
             pixels, matrix = _pixels(x), _matrix(weight)
             windows = x.new_empty(pixels.shape[0], matrix.shape[1])
@@ -99,6 +118,12 @@ def backward(
             _multiply(_pixels(grad_y), weight.flatten(1), _pixels(to_x), b_transposed=True)
             return
         fine, coarse = (grad_y, x) if transposed else (x, grad_y)
+        if is_implicit(weight):
+            wanted = Wanted.COARSE if transposed else Wanted.FINE
+            for what, to in ((wanted, to_x), (Wanted.WEIGHT, to_weight)):
+                images = coarse, fine, weight, None, to
+                _run_implicit(what, images, (fine.shape, coarse.shape), weight, stride, padding)
+            return
         windows = _windows(fine, coarse, weight, stride, padding)
         _multiply(_pixels(coarse), windows, _matrix(to_weight), a_transposed=True)
         if transposed:
@@ -165,6 +190,13 @@ def _by_winograd(x: Tensor, weight: Tensor, stride: int, padding: int, transpose
     return not by_amx or x.shape[0] * x.shape[2] * x.shape[3] > WINOGRAD_PIXELS
 
 
+def is_implicit(weight: Tensor) -> bool:
+    """Whether a product reads the windows of this weight's image from the image."""
+    # AMX reads its operands in other squares; it takes windows that are in memory.
+    by_amx = _native.matrix_unit() and weight.dtype == torch.float32
+    return not by_amx and all(channels % IMPLICIT_CHANNELS == 0 for channels in weight.shape[:2])
+
+
 def _is_product(weight: Tensor, stride: int, padding: int) -> bool:
     """Whether every pixel sees itself only: a Linear layer."""
     return (weight.shape[-1], stride, padding) == (1, 1, 0)
@@ -193,6 +225,25 @@ def _frame(
     coarse: Tensor, weight: Tensor, stride: int, padding: int
 ) -> tuple[int, int, int, int, int]:
     return coarse.shape[2], coarse.shape[3], weight.shape[-1], stride, padding
+
+
+def _run_implicit(
+    wanted: Wanted,
+    images: tuple[Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor],
+    shapes: tuple[torch.Size, torch.Size],
+    weight: Tensor,
+    stride: int,
+    padding: int,
+) -> None:
+    """Fills the last of (coarse, fine, weight, bias, out); shapes: of the fine and coarse image."""
+    (n, c, h, w), coarse = shapes
+    _native.core().dense_conv2d_implicit_cpu(
+        int(wanted),
+        *map(_native.address, images),
+        (n, h, w, c, *coarse[2:], weight.shape[-1], stride, padding, coarse[1]),
+        _native.DTYPE_CODES[weight.dtype],
+        torch.get_num_threads(),
+    )
 
 
 def _tiles(step: Step, image: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from clipweather_fast.ops import _checks, _native, _registration
 from clipweather_fast.ops._backends import Operator, explainable, select
 from clipweather_fast.ops._layout import empty_grad, empty_like_image, is_channels_last
+from clipweather_fast.ops.dense_conv2d import native_cpu
 from clipweather_fast.ops.dense_conv2d.reference import dense_conv2d_reference
 
 __all__ = ["dense_conv2d"]
@@ -18,6 +19,8 @@ LARGEST_KERNEL = 16
 #: Up to so many pixels of the coarse image PyTorch's convolution spends most of its time on
 #: rearranging the weight; one matrix product reads it once. From 256 on PyTorch is as fast.
 FEW_PIXELS = 128
+#: Up to so many AVX-512 is faster with windows that are never in memory, where channels allow them.
+IMPLICIT_PIXELS = 1024
 #: Up to so many rows AVX-512 multiplies float32 faster than PyTorch, whose products fetch a weight
 #: and multiply with it in turn, see csrc/common/cpu_packed_products.h.
 FEW_ROWS = 256
@@ -62,7 +65,14 @@ def _prefers(
     by_amx = _native.matrix_unit() and rows <= MOST_PIXELS and product_pays(rows, weight)
     # Windows take memory, which pictures that are only restored may not have.
     by_amx = by_amx and torch.is_grad_enabled()
-    return ("cpu",) if by_amx or (enough and rows <= FEW_PIXELS and k > 1) else ("reference",)
+    few = enough and rows <= FEW_PIXELS
+    implicit = rows <= IMPLICIT_PIXELS and torch.is_grad_enabled() and _implicit_pays(weight)
+    return ("cpu",) if by_amx or (k > 1 and (few or implicit)) else ("reference",)
+
+
+def _implicit_pays(weight: Tensor) -> bool:
+    wide = weight.dtype == torch.float32 and _native.wide_vectors()
+    return wide and min(weight.shape[:2]) >= ENOUGH_CHANNELS and native_cpu.is_implicit(weight)
 
 
 OPERATOR = Operator(
@@ -156,9 +166,10 @@ def dense_conv2d(
     PyTorch's ``conv2d`` and ``conv_transpose2d``, for square kernels without groups and dilation.
     The automatic choice takes the CPU kernels where they were measured to be faster: 3×3 kernels
     of stride 1 in 64 channels and more (by Winograd's F(2×2, 3×3)), and images of at most 128
-    pixels at the coarser side (as one product with the weight where it lies). On processors with
-    AMX, while gradients are enabled, in float32: up to 4096 pixels, and 1×1 kernels too; and 3×3
-    kernels of stride 1 as such a product up to 128 pixels.
+    pixels at the coarser side (as one product with the weight where it lies). While gradients are
+    enabled, in float32, with AVX-512 up to 1024 pixels, if both images have multiples of 32
+    channels; with AMX up to 4096, and 1×1 kernels too, and 3×3 kernels of stride 1 as such a
+    product up to 128 pixels.
 
     Args:
         x: features (N, C, H, W), H, W ≥ 1; channels-last is the fast layout.
