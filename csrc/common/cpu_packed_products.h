@@ -15,10 +15,10 @@ namespace clipweather {
 namespace CLIPWEATHER_ISA {
 
 inline constexpr int64_t kDepth = 192;  // rows of a panel: 24 KB, half of what L1 holds
-// Where rows of B are those of C, panels are packed side by side, so that each row is read in
-// pieces of 2 KB.
+// Where rows of B are those of C, so many panels are fetched at once: pieces of 2 KB of each row.
+// Each is packed just before it is multiplied, into the first cache.
 inline constexpr int64_t kGroup = 16;
-inline constexpr int64_t kPackedNumbers = 96 << 10;  // of A: for float32 384 KB of the second cache
+inline constexpr int64_t kPackedNumbers = 96 << 10;  // of A: for float32 416 KB of the second cache
 inline constexpr int64_t kLine = 64;
 // C of fewer bytes stays in cache: its reader finds it there.
 inline constexpr int64_t kStreamedBytes = 256 << 10;
@@ -55,25 +55,6 @@ inline void pack_panel(const Product<A>& p, int64_t k0, int64_t depth, int64_t n
         if (i < live) store(panel + (k + i) * 2 * kCount + half * kCount, square[i]);
     }
   }
-}
-
-// `count` panels side by side, `panel_size` numbers apart; of rows of B, all of each row at once.
-template <class A>
-inline void pack_panels(const Product<A>& p, int64_t k0, int64_t depth, int64_t n0, int64_t count,
-                        int64_t panel_size, A* panels) {
-  constexpr int64_t kWidth = 2 * kLanes<A>;
-  if (count == 1 || p.b_transposed || n0 + count * kWidth > p.n) {
-    for (int64_t i = 0; i < count; ++i)
-      pack_panel(p, k0, depth, n0 + i * kWidth, panels + i * panel_size);
-    return;
-  }
-  const A* row = p.b + k0 * p.b_row + n0;
-  for (int64_t k = 0; k < depth; ++k, row += p.b_row)
-    for (int64_t i = 0; i < count; ++i) {
-      A* const to = panels + i * panel_size + k * kWidth;
-      store(to, load(row + i * kWidth));
-      store(to + kLanes<A>, load(row + i * kWidth + kLanes<A>));
-    }
 }
 
 // Rows of A lie as far apart when packed: neighbours begin in different sets of the first cache.
@@ -242,22 +223,28 @@ struct ProductPart {
   int64_t m0, rows, k0, steps;
 };
 
-// The panels that follow those of columns from n0 and k, which `steps` steps may fetch.
+// The panels that are multiplied after those of columns from n0 and k; without columns: none are.
+struct NextPanels {
+  int64_t n0, columns, k, depth;
+};
 template <class A>
-inline Fetched following(const Product<A>& p, const ProductPlan& plan, const ProductPart<A>& part,
-                         int64_t n0, int64_t k, int64_t steps) {
-  constexpr int64_t kWidth = 2 * kLanes<A>, kNumber = sizeof(A);
+inline NextPanels next_panels(const Product<A>& p, const ProductPlan& plan,
+                              const ProductPart<A>& part, int64_t n0, int64_t k) {
+  const int64_t width = plan.group * 2 * kLanes<A>;
   k += kDepth;
-  if (k >= part.steps) k = 0, n0 += plan.group * kWidth;
+  if (k >= part.steps) k = 0, n0 += width;
+  const int64_t columns = p.n - n0 < width ? p.n - n0 : width;
   const int64_t depth = part.steps - k < kDepth ? part.steps - k : kDepth;
-  const int64_t columns = p.n - n0 < plan.group * kWidth ? p.n - n0 : plan.group * kWidth;
-  if (columns <= 0 || depth <= 0) return nothing_fetched();
-  const int64_t rows = p.b_transposed ? columns : depth;
-  const int64_t row_lines = ceil_div((p.b_transposed ? depth : columns) * kNumber, kLine);
-  const A* const first =
-      p.b_transposed ? p.b + n0 * p.b_row + part.k0 + k : p.b + (part.k0 + k) * p.b_row + n0;
+  return {n0, depth > 0 && columns > 0 ? columns : 0, part.k0 + k, depth};
+}
+
+// Rows of so many bytes, `apart` bytes from one to the next, which `steps` steps fetch.
+inline Fetched fetch_rows(const void* first, int64_t rows, int64_t bytes, int64_t apart,
+                          int64_t steps) {
+  const int64_t row_lines = ceil_div(bytes, kLine);
+  if (rows * row_lines <= 0) return nothing_fetched();
   const int64_t every = steps / (rows * row_lines);
-  return {reinterpret_cast<const char*>(first), p.b_row * kNumber - row_lines * kLine, row_lines,
+  return {static_cast<const char*>(first), apart - row_lines * kLine, row_lines,
           every < 1 ? 1 : every, row_lines};
 }
 
@@ -269,9 +256,8 @@ struct MatrixOperands {
   void pack_a(int64_t m0, int64_t rows, int64_t k0, int64_t depth, A* to) const {
     pack_rows_of_a(p, m0, rows, k0, depth, to);
   }
-  void pack_b(int64_t k0, int64_t depth, int64_t n0, int64_t count, int64_t panel_size,
-              A* panels) const {
-    pack_panels(p, k0, depth, n0, count, panel_size, panels);
+  void pack_b(int64_t k0, int64_t depth, int64_t n0, A* panel) const {
+    pack_panel(p, k0, depth, n0, panel);
   }
   // Panels that can be read where they lie, p.b_row apart; null: they are packed.
   const A* panels_in_place(int64_t k, int64_t n0, int64_t columns) const {
@@ -279,12 +265,19 @@ struct MatrixOperands {
   }
   Fetched fetched_after(const ProductPlan& plan, const ProductPart<A>& part, int64_t n0, int64_t k,
                         int64_t steps) const {
-    return following(p, plan, part, n0, k, steps);
+    const NextPanels next = next_panels(p, plan, part, n0, k);
+    const int64_t apart = p.b_row * static_cast<int64_t>(sizeof(A));
+    const A* const first =
+        p.b_transposed ? p.b + next.n0 * p.b_row + next.k : p.b + next.k * p.b_row + next.n0;
+    if (next.columns == 0) return nothing_fetched();
+    return p.b_transposed
+               ? fetch_rows(first, next.columns, next.depth * int64_t{sizeof(A)}, apart, steps)
+               : fetch_rows(first, next.depth, next.columns * int64_t{sizeof(A)}, apart, steps);
   }
   const int64_t* places(int64_t /*m*/) const { return nullptr; }
 };
 
-// Room of a thread, for A and for panels. Kept: blocks of this size would be given back to the
+// Room of a thread, for A and for a panel. Kept: blocks of this size would be given back to the
 // system, and come back page by page.
 template <class A>
 inline A* room_of_a() {
@@ -292,8 +285,8 @@ inline A* room_of_a() {
   return room.get();
 }
 template <class A>
-inline A* room_of_panels() {
-  static thread_local const Buffer<A> room(kGroup * kDepth * 2 * kLanes<A>);
+inline A* room_of_panel() {
+  static thread_local const Buffer<A> room(kDepth * 2 * kLanes<A>);
   return room.get();
 }
 
@@ -302,7 +295,7 @@ template <class A, class Operands>
 inline void multiply_panels(const Product<A>& p, const Operands& operands, const ProductPlan& plan,
                             const ProductPart<A>& part, int64_t n0, int64_t count) {
   constexpr int64_t kWidth = 2 * kLanes<A>;
-  A* const room = room_of_panels<A>();
+  A* const room = room_of_panel<A>();
   alignas(64) A edge[kRowsAtOnce * kWidth] = {};  // rows of C where fewer columns are left
   alignas(64) A first[kWidth] = {};
   const int64_t blocks = ceil_div(part.rows, kRowsAtOnce);
@@ -312,11 +305,11 @@ inline void multiply_panels(const Product<A>& p, const Operands& operands, const
     // Panels that few rows use are read where they lie.
     const A* const in_place =
         blocks == 1 ? operands.panels_in_place(part.k0 + k, n0, count * kWidth) : nullptr;
-    if (in_place == nullptr) operands.pack_b(part.k0 + k, depth, n0, count, kDepth * kWidth, room);
     Fetched fetched = operands.fetched_after(plan, part, n0, k, depth * blocks * count);
     for (int64_t panel = 0; panel < count; ++panel) {
       const int64_t n = n0 + panel * kWidth, live = p.n - n < kWidth ? p.n - n : kWidth;
       const bool whole = live == kWidth;
+      if (in_place == nullptr) operands.pack_b(part.k0 + k, depth, n, room);
       for (int64_t i = 0; i < live && begins && p.bias != nullptr; ++i) first[i] = p.bias[n + i];
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t r0 = block * kRowsAtOnce;
@@ -327,11 +320,10 @@ inline void multiply_panels(const Product<A>& p, const Operands& operands, const
           edge[i / live * kWidth + i % live] = own[i / live * p.n + i % live];
         add_packed_rows<kRowsAtOnce>(
             rows,
-            PackedRows<A>{
-                part.packed + packed_block<A>(k, block, blocks), p.a_row == 1,
-                in_place != nullptr ? in_place + panel * kWidth : room + panel * kDepth * kWidth,
-                in_place != nullptr ? p.b_row : kWidth, depth, begins ? first : nullptr,
-                whole ? own : edge, whole ? p.n : kWidth, places, plan.streams, fetched});
+            PackedRows<A>{part.packed + packed_block<A>(k, block, blocks), p.a_row == 1,
+                          in_place != nullptr ? in_place + panel * kWidth : room,
+                          in_place != nullptr ? p.b_row : kWidth, depth, begins ? first : nullptr,
+                          whole ? own : edge, whole ? p.n : kWidth, places, plan.streams, fetched});
         for (int64_t i = 0; i < rows * live && !whole; ++i)
           own[i / live * p.n + i % live] = edge[i / live * kWidth + i % live];
       }

@@ -62,23 +62,16 @@ struct ImplicitWindows {
       }
   }
 
-  // Rows of the windows as B, see pack_panels.
-  void pack_as_b(int64_t m0, int64_t count_of_rows, int64_t n0, int64_t count, int64_t panel_size,
-                 A* panels) const {
-    constexpr int64_t kWidth = 2 * kLanes<A>;
-    int64_t tap[kGroup], channel[kGroup];
-    for (int64_t i = 0; i < count; ++i) {
-      tap[i] = (n0 + i * kWidth) / c;
-      channel[i] = (n0 + i * kWidth) % c;
-    }
+  // Rows of the windows as B, see pack_panel: a panel is of one tap.
+  void pack_as_b(int64_t m0, int64_t count, int64_t n0, A* panel) const {
+    const int64_t tap = n0 / c, channel = n0 % c;
     Origin at = origin(m0);
-    for (int64_t m = 0; m < count_of_rows; ++m, advance(at), panels += kWidth)
-      for (int64_t i = 0; i < count; ++i) {
-        const A* const from = pixel(at, tap[i]);
-        A* const to = panels + i * panel_size;
-        store(to, from == nullptr ? Vector<A>{} : load(from + channel[i]));
-        store(to + kLanes<A>, from == nullptr ? Vector<A>{} : load(from + channel[i] + kLanes<A>));
-      }
+    for (int64_t m = 0; m < count; ++m, advance(at), panel += 2 * kLanes<A>) {
+      const A* const from = pixel(at, tap);
+      const bool inside = from != nullptr;
+      store(panel, inside ? load(from + channel) : Vector<A>{});
+      store(panel + kLanes<A>, inside ? load(from + channel + kLanes<A>) : Vector<A>{});
+    }
   }
 };
 

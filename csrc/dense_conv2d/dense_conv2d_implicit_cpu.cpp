@@ -25,14 +25,13 @@ struct WindowsTimesMatrix : MatrixOperands<A> {
   }
 };
 
-// A is a matrix, B windows, which are in cache.
+// A is a matrix, B windows: an image of as few pixels is in cache.
 template <class A>
 struct MatrixTimesWindows : MatrixOperands<A> {
   const ImplicitWindows<A>& windows;
 
-  void pack_b(int64_t k0, int64_t depth, int64_t n0, int64_t count, int64_t panel_size,
-              A* panels) const {
-    windows.pack_as_b(k0, depth, n0, count, panel_size, panels);
+  void pack_b(int64_t k0, int64_t depth, int64_t n0, A* panel) const {
+    windows.pack_as_b(k0, depth, n0, panel);
   }
   const A* panels_in_place(int64_t, int64_t, int64_t) const { return nullptr; }
   Fetched fetched_after(const ProductPlan&, const ProductPart<A>&, int64_t, int64_t,
@@ -48,29 +47,34 @@ struct WindowsTimesTaps : WindowsTimesMatrix<A> {
   const int64_t* taps;  // where in a row of the weight each begins
   const int64_t* pixels;
 
-  void pack_b(int64_t k0, int64_t depth, int64_t n0, int64_t count, int64_t panel_size,
-              A* panels) const {
-    const Product<A>& p = this->p;
+  void pack_b(int64_t k0, int64_t depth, int64_t n0, A* panel) const {
     const int64_t channels = this->windows.c;
     for (int64_t k = 0; k < depth;) {
       const int64_t tap = (k0 + k) / channels, first = (k0 + k) % channels;
       const int64_t some = channels - first < depth - k ? channels - first : depth - k;
-      Product<A> part = p;
+      Product<A> part = this->p;
       part.b += taps[tap];
-      pack_panels(part, first, some, n0, count, panel_size, panels + k * 2 * kLanes<A>);
+      pack_panel(part, first, some, n0, panel + k * 2 * kLanes<A>);
       k += some;
     }
   }
   const A* panels_in_place(int64_t, int64_t, int64_t) const { return nullptr; }
-  Fetched fetched_after(const ProductPlan&, const ProductPart<A>&, int64_t, int64_t,
-                        int64_t) const {
-    return nothing_fetched();
+  Fetched fetched_after(const ProductPlan& plan, const ProductPart<A>& part, int64_t n0, int64_t k,
+                        int64_t steps) const {
+    const Product<A>& p = this->p;
+    const NextPanels next = next_panels(p, plan, part, n0, k);
+    if (next.columns == 0) return nothing_fetched();
+    const int64_t channels = this->windows.c, channel = next.k % channels;
+    const int64_t rows = channels - channel < next.depth ? channels - channel : next.depth;
+    return fetch_rows(p.b + taps[next.k / channels] + channel * p.b_row + next.n0, rows,
+                      next.columns * int64_t{sizeof(A)}, p.b_row * int64_t{sizeof(A)}, steps);
   }
   const int64_t* places(int64_t m) const { return pixels + m; }
 };
 
 template <class A>
 Product<A> product(const DenseConv2dImplicitArgs& args) {
+  static_assert(32 % (2 * kLanes<A>) == 0, "panels end where channels do");
   Product<A> p{};
   p.bias = static_cast<const A*>(args.bias), p.c = static_cast<A*>(args.out);
   p.a_column = 1;

@@ -233,13 +233,14 @@ def test_the_cpu_kernels_are_chosen_where_they_win(
 @pytest.mark.parametrize(
     ("channels", "side", "dtype", "learns", "wide", "chosen"),
     [
-        (64, 16, torch.float32, True, True, "cpu"),
-        (64, 16, torch.float32, True, False, "reference"),
-        (64, 16, torch.float32, False, True, "reference"),
-        (64, 16, torch.float64, True, True, "reference"),
-        (64, 17, torch.float32, True, True, "reference"),
-        (72, 16, torch.float32, True, True, "reference"),
-        (32, 16, torch.float32, True, True, "reference"),
+        (64, 11, torch.float32, True, True, "cpu"),
+        (64, 11, torch.float32, True, False, "reference"),
+        (64, 11, torch.float32, False, True, "reference"),
+        (64, 11, torch.float64, True, True, "reference"),
+        (64, 8, torch.float32, True, True, "cpu"),
+        (64, 12, torch.float32, True, True, "reference"),
+        (72, 11, torch.float32, True, True, "reference"),
+        (32, 11, torch.float32, True, True, "reference"),
     ],
 )
 def test_windows_that_are_never_in_memory_are_chosen_where_they_win(
@@ -266,7 +267,8 @@ def test_windows_that_are_never_in_memory_are_the_same_on_any_number_of_threads(
     if _native.why_not_loaded():
         pytest.skip(_native.why_not_loaded() or "")
     torch.manual_seed(0)
-    x = torch.randn(2, 64, 14, 14, requires_grad=True)
+    # More rows than are packed at once.
+    x = torch.randn(2, 64, 34, 34, requires_grad=True)
     layers = nn.Conv2d(64, 96, 3, stride=2, padding=1), nn.ConvTranspose2d(64, 96, 4, 2, 1)
     threads = torch.get_num_threads()
     for layer in layers:

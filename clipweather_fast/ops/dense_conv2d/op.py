@@ -17,10 +17,11 @@ __all__ = ["dense_conv2d"]
 
 LARGEST_KERNEL = 16
 #: Up to so many pixels of the coarse image PyTorch's convolution spends most of its time on
-#: rearranging the weight; one matrix product reads it once. From 256 on PyTorch is as fast.
+#: rearranging the weight; one matrix product reads it once.
 FEW_PIXELS = 128
-#: Up to so many AVX-512 is faster with windows that are never in memory, where channels allow them.
-IMPLICIT_PIXELS = 1024
+#: Up to so many, float32 products by AVX-512 are faster where the window's stride is 2 and more and
+#: windows are never in memory. With 1024 PyTorch is as fast, and faster on two threads.
+IMPLICIT_PIXELS = 512
 #: Up to so many rows AVX-512 multiplies float32 faster than PyTorch, whose products fetch a weight
 #: and multiply with it in turn, see csrc/common/cpu_packed_products.h.
 FEW_ROWS = 256
@@ -66,7 +67,9 @@ def _prefers(
     # Windows take memory, which pictures that are only restored may not have.
     by_amx = by_amx and torch.is_grad_enabled()
     few = enough and rows <= FEW_PIXELS
-    implicit = rows <= IMPLICIT_PIXELS and torch.is_grad_enabled() and _implicit_pays(weight)
+    # Measured where networks learn; pictures that are only restored have the frozen layers.
+    implicit = stride > 1 and rows <= IMPLICIT_PIXELS and torch.is_grad_enabled()
+    implicit = implicit and _implicit_pays(weight)
     return ("cpu",) if by_amx or (k > 1 and (few or implicit)) else ("reference",)
 
 
@@ -166,10 +169,10 @@ def dense_conv2d(
     PyTorch's ``conv2d`` and ``conv_transpose2d``, for square kernels without groups and dilation.
     The automatic choice takes the CPU kernels where they were measured to be faster: 3×3 kernels
     of stride 1 in 64 channels and more (by Winograd's F(2×2, 3×3)), and images of at most 128
-    pixels at the coarser side (as one product with the weight where it lies). While gradients are
-    enabled, in float32, with AVX-512 up to 1024 pixels, if both images have multiples of 32
-    channels; with AMX up to 4096, and 1×1 kernels too, and 3×3 kernels of stride 1 as such a
-    product up to 128 pixels.
+    pixels at the coarser side (as one product of windows and weight). While gradients are enabled,
+    in float32: with AVX-512 up to 512 pixels, for strides from 2 on and 64 channels and more, in
+    multiples of 32; with AMX up to 4096, and 1×1 kernels too, and 3×3 kernels of stride 1 as such
+    a product up to 128 pixels.
 
     Args:
         x: features (N, C, H, W), H, W ≥ 1; channels-last is the fast layout.
@@ -190,8 +193,9 @@ def dense_conv2d(
 
     Numerics:
         Products are summed in the dtype of ``x``; by AMX each as six of bfloat16, as exactly, but
-        an infinite operand gives NaN (csrc/common/cpu_matrix_parts.h). Winograd's sums have an
-        error of about twice that of plain ones.
+        an infinite operand gives NaN (csrc/common/cpu_matrix_parts.h). What lies beyond the borders
+        may be multiplied as zeros, so that an infinite weight gives NaN there. Winograd's sums have
+        an error of about twice that of plain ones.
 
     Reference:
         "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308).
