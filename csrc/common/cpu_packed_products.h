@@ -126,8 +126,9 @@ CLIPWEATHER_INLINE void store_past(A* p, Vector<A> v) {
 #endif
 }
 
+// Not inlined: every kind of operands would have its own copies of all of them.
 template <int kRows, bool kFetches, bool kByStep, class A>
-CLIPWEATHER_INLINE void add_packed_block(const PackedRows<A>& rows) {
+[[gnu::noinline]] inline void add_packed_block(const PackedRows<A>& rows) {
   constexpr int kVectors = 2;
   constexpr int64_t kRow = kByStep ? 1 : kPackedRow<A>, kStep = kByStep ? kRowsAtOnce : 1;
   Vector<A> sum[kRows][kVectors] = {};
