@@ -1,7 +1,8 @@
 // C = A B (+ bias) for matrices that a few hundred rows make too small for a library's
-// preparations: panels of two vectors of B's columns, a handful of A's rows at a time in registers,
-// both packed in the order in which they are read. While panels are multiplied, the next ones are
-// fetched: these operands are weights, which are mostly not in cache.
+// preparations: panels of two vectors of B's columns, packed in the order in which they are read,
+// and a handful of A's rows at a time in registers, packed without being turned. While panels are
+// multiplied, the next ones are fetched: these operands are weights, which are mostly not in cache.
+// Operands may also be what is not a matrix in memory, see MatrixOperands.
 //
 // Every number of C is a sum over depths of B at a time, in the order of k, whatever the tasks and
 // threads.

@@ -2,9 +2,9 @@
 //
 // A convolution relates a fine image (its input; a transposed one's output) to a coarse one. As
 // windows: row m of the matrix `windows` (M, k * k * C) holds what coarse pixel m sees of the fine
-// image; where both images have multiples of 32 channels it is never in memory. By Winograd's
-// F(2x2, 3x3): tiles of 2x2 output pixels become 16 matrices `tiles` (16, T, C), and the kernels 16
-// matrices (16, C', C).
+// image; where both images have multiples of kImplicitChannels it need not be in memory. By
+// Winograd's F(2x2, 3x3): tiles of 2x2 output pixels become 16 matrices `tiles` (16, T, C), and the
+// kernels 16 matrices (16, C', C).
 #pragma once
 
 #include <cstdint>
@@ -76,7 +76,9 @@ enum class DenseConv2dWanted : int {
   kWeight = 2,  // of coarse, fine
 };
 
-// The weight is (channels, k, k, c). size.c and channels are multiples of 32.
+inline constexpr int64_t kImplicitChannels = 32;
+
+// The weight is (channels, k, k, c). size.c and channels are multiples of kImplicitChannels.
 struct DenseConv2dImplicitArgs {
   const void *coarse, *fine, *weight;
   const void* bias;  // of the wanted image's channels, or null

@@ -6,8 +6,7 @@
 // spreads. The last is a product for each of stride * stride phases of the fine image: pixels of
 // one phase are seen by the same taps, whose windows in the coarse image are again an operand.
 //
-// Windows in memory, of M k k C' numbers, would be written once and read once by each. Bound by FMA
-// issue.
+// In memory the windows would be M k k C' numbers, written and read again. Bound by FMA issue.
 #include "dense_conv2d/cpu_implicit_windows.h"
 #include "dense_conv2d/dense_conv2d.h"
 
@@ -74,8 +73,8 @@ struct WindowsTimesTaps : WindowsTimesMatrix<A> {
 
 template <class A>
 Product<A> product(const DenseConv2dImplicitArgs& args) {
-  static_assert(32 % (2 * kLanes<A>) == 0, "panels end where channels do");
-  Product<A> p{};
+  static_assert(kImplicitChannels % (2 * kLanes<A>) == 0, "panels end where channels do");
+  Product<A> p{};  // a_row stays 0: windows are packed as rows
   p.bias = static_cast<const A*>(args.bias), p.c = static_cast<A*>(args.out);
   p.a_column = 1;
   return p;

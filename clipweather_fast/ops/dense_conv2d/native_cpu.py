@@ -22,9 +22,8 @@ __all__ = ["backward", "forward", "linear", "linear_gradients"]
 
 #: Up to so many pixels AMX computes 3×3 kernels faster from windows than by Winograd's tiles.
 WINOGRAD_PIXELS = 128
-
-
-#: Channels of both images are multiples of this where windows are never in memory.
+#: As kImplicitChannels of csrc/dense_conv2d/dense_conv2d.h: both images have multiples of it where
+#: windows are never in memory.
 IMPLICIT_CHANNELS = 32
 
 
