@@ -7,8 +7,12 @@
 // one phase are seen by the same taps, whose windows in the coarse image are again an operand.
 //
 // In memory the windows would be M k k C' numbers, written and read again. Bound by FMA issue.
-#include "dense_conv2d/cpu_implicit_windows.h"
+#include <stdexcept>
+
 #include "dense_conv2d/dense_conv2d.h"
+
+#if defined(__AVX512F__) && !defined(__AMX_BF16__)
+#include "dense_conv2d/cpu_implicit_windows.h"
 
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
@@ -167,3 +171,19 @@ void dense_conv2d_implicit(const DenseConv2dImplicitArgs& args) {
 
 }  // namespace CLIPWEATHER_ISA
 }  // namespace clipweather
+
+#else
+
+// Fewer registers lose by it, and AMX reads its operands in other squares: both take windows that
+// are in memory, and nobody waits for a compiler.
+namespace clipweather {
+namespace CLIPWEATHER_ISA {
+
+void dense_conv2d_implicit(const DenseConv2dImplicitArgs&) {
+  throw std::logic_error("dense_conv2d_implicit is for AVX-512 without AMX");
+}
+
+}  // namespace CLIPWEATHER_ISA
+}  // namespace clipweather
+
+#endif

@@ -191,9 +191,9 @@ def _by_winograd(x: Tensor, weight: Tensor, stride: int, padding: int, transpose
 
 def is_implicit(weight: Tensor) -> bool:
     """Whether a product reads the windows of this weight's image from the image."""
-    # AMX reads its operands in other squares; it takes windows that are in memory.
-    by_amx = _native.matrix_unit() and weight.dtype == torch.float32
-    return not by_amx and all(channels % IMPLICIT_CHANNELS == 0 for channels in weight.shape[:2])
+    # Fewer registers lose by it; AMX reads its operands in other squares.
+    built = _native.wide_vectors() and not _native.matrix_unit()
+    return built and all(channels % IMPLICIT_CHANNELS == 0 for channels in weight.shape[:2])
 
 
 def _is_product(weight: Tensor, stride: int, padding: int) -> bool:

@@ -74,8 +74,8 @@ def _prefers(
 
 
 def _implicit_pays(weight: Tensor) -> bool:
-    wide = weight.dtype == torch.float32 and _native.wide_vectors()
-    return wide and min(weight.shape[:2]) >= ENOUGH_CHANNELS and native_cpu.is_implicit(weight)
+    enough = weight.dtype == torch.float32 and min(weight.shape[:2]) >= ENOUGH_CHANNELS
+    return enough and native_cpu.is_implicit(weight)
 
 
 OPERATOR = Operator(
