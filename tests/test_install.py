@@ -165,7 +165,7 @@ def test_the_sdist_holds_all_that_a_build_needs(tmp_path: Path) -> None:
     with tarfile.open(archive) as tar:
         held = {name.partition("/")[2] for name in tar.getnames()}
     needed = {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"}
-    for folder in ("csrc", "clipweather_fast", "tests", "docs"):
+    for folder in ("csrc", "clipweather_fast", "tests", "docs", "examples", "configs"):
         paths = (path for path in (source / folder).rglob("*") if path.is_file())
         needed |= {str(path.relative_to(source)) for path in paths}
     made = {name for name in needed if "__pycache__" in name or ".egg-info" in name}
