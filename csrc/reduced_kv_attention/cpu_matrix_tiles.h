@@ -66,7 +66,7 @@ CLIPWEATHER_INLINE void multiply_pairs(const Left<MatrixPairs>& left, const uint
 template <>
 inline void multiply<MatrixPairs>(const Left<MatrixPairs>& left, const uint32_t* packed,
                                   int64_t steps, int64_t rows, int64_t vectors,
-                                  const Result<MatrixPairs>& result, int64_t /*columns*/) {
+                                  const Result<MatrixPairs>& result) {
   constexpr int64_t kSide = kMatrixRows;
   const Panels panels(vectors);
   const int64_t width = vectors * kSide;

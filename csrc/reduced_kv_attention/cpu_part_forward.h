@@ -22,7 +22,7 @@ inline bool attention_parts_pay(const AttentionSizes& size) {
   return size.d > 16 && size.keys >= 64 && size.queries >= 64 && size.keys * size.queries >= 8192;
 }
 
-struct PartForward : ForwardRows<float, float> {
+struct PartForward : ForwardRows<float> {
   static constexpr int64_t kRows = kPartSide;  // of a tile
   static constexpr int64_t kSquare = kPartSide * kPartSide;
   static constexpr int64_t kMostPanels = kAttentionKeysAtOnce / kPartSide;
@@ -102,8 +102,8 @@ struct PartForward : ForwardRows<float, float> {
 
   // False where a number is too large; what is written then is to be written again.
   bool task(int64_t n, int64_t head, int64_t begin, int64_t end) {
-    const float* const k = of_head(args.k, size.k_stride, n, head);
-    const float* const v = of_head(args.v, size.v_stride, n, head);
+    const float* const k = of_head<float>(args.k, size.k_stride, n, head);
+    const float* const v = of_head<float>(args.v, size.v_stride, n, head);
     const int64_t k_row = size.k_stride[1], v_row = size.v_stride[1];
     for (int64_t key = 0; key < size.keys; key += block_keys) {
       const int64_t keys = smaller(block_keys, size.keys - key);
@@ -125,7 +125,7 @@ struct PartForward : ForwardRows<float, float> {
   template <int kItems>
   bool block(int64_t n, int64_t head, int64_t begin, int64_t end, int64_t key, int64_t keys) {
     const int64_t q_row = size.q_stride[1], out_row = size.heads * size.d;
-    const float* const q = of_head(args.q, size.q_stride, n, head);
+    const float* const q = of_head<float>(args.q, size.q_stride, n, head);
     const float* const out =
         static_cast<const float*>(args.out) + (n * size.queries * size.heads + head) * size.d;
     const bool first = key == 0, last = key + keys == size.keys;
@@ -234,7 +234,7 @@ struct PartForward : ForwardRows<float, float> {
     const Vector<float> shift = broadcast(shifts[w.done + i]);
     // Subtracted first: the score that is the shift has weight 1 exactly.
     const auto weight = [&](const float* s) __attribute__((always_inline)) {
-      const Vector<float> x = (load(s) - shift) * factor;
+      const Vector<float> x = (load(s) - shift) * scale.factor;
       most = max(x, most);
       return exp2_by_parts<false>(x);
     };
@@ -315,8 +315,8 @@ struct PartForward : ForwardRows<float, float> {
     find_highest(w.s, w.count / kRows);
     for (int64_t r = 0; r < kRows; r += kLane) {
       const Vector<float> old = load(shifts + r), now = highest_of_rows(r);
-      const Vector<float> shift = select((now - old) * factor > kMostExponent, now, old);
-      const Vector<float> less = exp2_by_parts<false>((old - shift) * factor);
+      const Vector<float> shift = select((now - old) * scale.factor > kMostExponent, now, old);
+      const Vector<float> less = exp2_by_parts<false>((old - shift) * scale.factor);
       store(shifts + r, shift);
       store(worth + r, load(worth + r) * less);
       for (int64_t i = 0; i < kLane; ++i) {
@@ -379,7 +379,7 @@ struct PartForward : ForwardRows<float, float> {
   void finish_scores(float* s, int64_t keys, int64_t group, int64_t panels) const {
     for (int64_t i = 0; i < panels; ++i, s += kSquare) {
       const int64_t left = keys - (group * group_panels + i) * kPartSide;
-      if (left < kPartSide || before != 1.0f) finish_scores(s, left);
+      if (left < kPartSide || scale.before != 1.0f) finish_scores(s, left);
     }
   }
 
@@ -387,7 +387,7 @@ struct PartForward : ForwardRows<float, float> {
     const Vector<float> none = broadcast(-kInfinity<float>);
     for (int64_t i = 0; i < kSquare; i += kLane) {
       const __mmask16 there = first_lanes(keys - i % kPartSide);
-      const Vector<float> x = load(s + i) * before;
+      const Vector<float> x = load(s + i) * scale.before;
       store(s + i, (Vector<float>)_mm512_mask_blend_ps(there, (__m512)none, (__m512)x));
     }
   }

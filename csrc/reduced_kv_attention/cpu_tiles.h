@@ -25,6 +25,14 @@ inline constexpr int kPanel = 2;
 CLIPWEATHER_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 CLIPWEATHER_INLINE int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
 
+// The next `count` of a workspace.
+template <class X>
+X* take(char*& from, int64_t count) {
+  X* const start = reinterpret_cast<X*>(from);
+  from += round_up(count * static_cast<int64_t>(sizeof(X)), 64);
+  return start;
+}
+
 template <class A>
 struct Plain {
   using Sum = A;
@@ -93,17 +101,6 @@ struct Pairs {
     return (Vector<float>)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
   }
 };
-#endif
-
-// Half a vector costs half where a whole one is two operations of the processor (Zen 4), in
-// float32; products of pairs it does not halve.
-#if defined(__AVX512F__)
-using Half = float __attribute__((vector_size(32)));
-template <class M>
-inline constexpr bool kHasHalves = std::is_same_v<M, Plain<float>>;
-#else
-template <class M>
-inline constexpr bool kHasHalves = false;
 #endif
 
 // What multiplies elements of storage type T.
@@ -218,20 +215,16 @@ struct Result {
 // this much of a panel stays in L1 while all rows pass over it.
 inline constexpr int64_t kRunningSteps = 128;
 
-// kWidth vectors of columns, and half of one more where kHalf.
-template <class M, int kWidth, bool kHalf>
+template <class M, int kWidth>
 CLIPWEATHER_INLINE void multiply_group(const typename M::Unit* a, const Left<M>& left,
                                        const typename M::Unit* packed, int64_t steps,
                                        typename M::Sum* to, const Result<M>& result, Into into,
                                        const typename M::Sum* keep, typename M::Sum* highest) {
   using A = typename M::Sum;
   constexpr int64_t lanes = kLanes<A>;
-  Vector<A> sum[kRowGroup][kWidth > 0 ? kWidth : 1] = {};
-#if defined(__AVX512F__)
-  Half half[kRowGroup] = {};
-#endif
-  for (int64_t s = 0; s < steps; ++s, a += left.step_stride, packed += (kWidth + kHalf) * lanes) {
-    Vector<A> b[kWidth > 0 ? kWidth : 1];
+  Vector<A> sum[kRowGroup][kWidth] = {};
+  for (int64_t s = 0; s < steps; ++s, a += left.step_stride, packed += kWidth * lanes) {
+    Vector<A> b[kWidth];
 #pragma GCC unroll 4
     for (int v = 0; v < kWidth; ++v) std::memcpy(&b[v], packed + v * lanes, sizeof b[v]);
 #pragma GCC unroll 6
@@ -240,14 +233,6 @@ CLIPWEATHER_INLINE void multiply_group(const typename M::Unit* a, const Left<M>&
 #pragma GCC unroll 4
       for (int v = 0; v < kWidth; ++v) sum[r][v] = M::madd(sum[r][v], unit, b[v]);
     }
-#if defined(__AVX512F__)
-    if constexpr (kHalf) {
-      Half last;
-      std::memcpy(&last, packed + kWidth * lanes, sizeof last);
-#pragma GCC unroll 6
-      for (int r = 0; r < kRowGroup; ++r) half[r] += a[r * left.row_stride] * last;
-    }
-#endif
   }
   if (result.factor != A{1}) {
 #pragma GCC unroll 6
@@ -263,17 +248,6 @@ CLIPWEATHER_INLINE void multiply_group(const typename M::Unit* a, const Left<M>&
       if (into == Into::kKeep) sum[r][v] += load(to + v * lanes) * keep[r];
       store(to + v * lanes, sum[r][v]);
     }
-#if defined(__AVX512F__)
-    if constexpr (kHalf) {
-      A* const end = to + kWidth * lanes;
-      Half before;
-      std::memcpy(&before, end, sizeof before);
-      half[r] *= result.factor;
-      if (into == Into::kAdd) half[r] += before;
-      if (into == Into::kKeep) half[r] += before * keep[r];
-      std::memcpy(end, &half[r], sizeof half[r]);
-    }
-#endif
     if (highest == nullptr) continue;
     Vector<A> high = load(highest + r * lanes);
 #pragma GCC unroll 4
@@ -282,59 +256,46 @@ CLIPWEATHER_INLINE void multiply_group(const typename M::Unit* a, const Left<M>&
   }
 }
 
-template <class M, int kWidth, bool kHalf>
+template <class M, int kWidth>
 void multiply_panel(const Left<M>& left, const typename M::Unit* packed, int64_t steps,
                     int64_t rows, int64_t column, const Result<M>& result) {
   constexpr int64_t lanes = kLanes<typename M::Sum>;
   for (int64_t s = 0; s < steps; s += kRunningSteps) {
     const bool last = s + kRunningSteps >= steps;
     for (int64_t row = 0; row < rows; row += kRowGroup)
-      multiply_group<M, kWidth, kHalf>(
+      multiply_group<M, kWidth>(
           left.units + row * left.row_stride + s * left.step_stride, left,
-          packed + s * (kWidth + kHalf) * lanes, smaller(kRunningSteps, steps - s),
+          packed + s * kWidth * lanes, smaller(kRunningSteps, steps - s),
           result.sums + row * result.row_stride + column, result, s == 0 ? result.into : Into::kAdd,
           result.keep + row,
           last && result.highest != nullptr ? result.highest + row * lanes : nullptr);
   }
 }
 
-template <class M, int kWidth>
-CLIPWEATHER_INLINE void multiply_width(bool half, const Left<M>& left,
-                                       const typename M::Unit* packed, int64_t steps, int64_t rows,
-                                       int64_t column, const Result<M>& result) {
-  if constexpr (kHasHalves<M>)
-    if (half) return multiply_panel<M, kWidth - 1, true>(left, packed, steps, rows, column, result);
-  multiply_panel<M, kWidth, false>(left, packed, steps, rows, column, result);
-}
-
 // result (rows, vectors * lanes) from left (rows, steps) and the packed operand. Rows are computed
-// in whole groups: left and result must have room for round_up(rows, M::kRows). Where half of the
-// last vector is all that `columns` need, its other half may be left as it is, and `highest` does
-// not see it; 0: all are needed.
+// in whole groups: left and result must have room for round_up(rows, M::kRows).
 template <class M>
 void multiply(const Left<M>& left, const typename M::Unit* packed, int64_t steps, int64_t rows,
-              int64_t vectors, const Result<M>& result, int64_t columns = 0) {
+              int64_t vectors, const Result<M>& result) {
   constexpr int64_t lanes = kLanes<typename M::Sum>;
   const Panels panels(vectors);
-  const bool few = columns > 0 && columns <= vectors * lanes - lanes / 2;
   for (int64_t panel = 0; panel < panels.count; ++panel) {
     const int64_t first = panels.begin(panel), width = panels.begin(panel + 1) - first;
     const typename M::Unit* const b = packed + first * steps * lanes;
-    const bool half = few && panel + 1 == panels.count;
     switch (width) {
 #if defined(__AVX512F__)
       case 4:
-        multiply_width<M, 4>(half, left, b, steps, rows, first * lanes, result);
+        multiply_panel<M, 4>(left, b, steps, rows, first * lanes, result);
         break;
       case 3:
-        multiply_width<M, 3>(half, left, b, steps, rows, first * lanes, result);
+        multiply_panel<M, 3>(left, b, steps, rows, first * lanes, result);
         break;
 #endif
       case 2:
-        multiply_width<M, 2>(half, left, b, steps, rows, first * lanes, result);
+        multiply_panel<M, 2>(left, b, steps, rows, first * lanes, result);
         break;
       default:
-        multiply_width<M, 1>(half, left, b, steps, rows, first * lanes, result);
+        multiply_panel<M, 1>(left, b, steps, rows, first * lanes, result);
     }
   }
 }

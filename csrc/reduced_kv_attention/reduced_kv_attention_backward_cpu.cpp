@@ -73,13 +73,6 @@ struct Backward {
     std::memset(sums, 0, sizeof(A) * static_cast<size_t>(count));
   }
 
-  template <class X>
-  static X* take(char*& from, int64_t count) {
-    X* const start = reinterpret_cast<X*>(from);
-    from += round_up(count * static_cast<int64_t>(sizeof(X)), 64);
-    return start;
-  }
-
   void task(int64_t n, int64_t head, int64_t run) {
     const T* const k =
         static_cast<const T*>(args.k) + n * size.k_stride[0] + head * size.k_stride[2];
