@@ -120,13 +120,15 @@ struct LaneForward {
       keep[v] = first ? V{} : exp2_nonpositive<M>((old - high[v]) * scale.factor);
       total[v] = V{};
     }
-    for (int64_t key = 0; key < count; ++key)
+    // Locals: members would be read again after every store.
+    A* at = scores;
+    const V factor = broadcast(scale.factor);
+    for (int64_t key = 0; key < count; ++key, at += kTile)
 #pragma GCC unroll 4
       for (int v = 0; v < kWidth; ++v) {
-        A* const at = scores + key * kTile + v * kLane;
-        const V weight = exp2_nonpositive<M>((load(at) - high[v]) * scale.factor);
+        const V weight = exp2_nonpositive<M>((load(at + v * kLane) - high[v]) * factor);
         total[v] += weight;
-        store(at, weight);
+        store(at + v * kLane, weight);
       }
     for (int v = 0; v < kWidth; ++v) {
       if (!first) total[v] += load(row_total + v * kLane) * keep[v];

@@ -288,6 +288,24 @@ needs_native = pytest.mark.skipif(why_not_loaded() is not None, reason=str(why_n
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    ("queries", "keys", "d"),
+    [(1, 1, 1), (15, 97, 5), (33, 95, 20), (64, 192, 24), (130, 193, 7), (449, 100, 33)],
+)
+def test_uneven_tiles(queries: int, keys: int, d: int, dtype: torch.dtype) -> None:
+    """Tiles of 1 to 4 vectors of queries, blocks of uneven numbers of keys, heads of any width."""
+    q = torch.randn(2, queries, 2, d).to(dtype)
+    k, v = (torch.randn(2, keys, 2, d).to(dtype) for _ in range(2))
+    scale = -0.7 / d**0.5
+    out = ops.reduced_kv_attention(q, k, v, scale=scale, backend="cpu")
+    scores = torch.einsum("nqhd,nkhd->nhqk", q.double(), k.double()) * scale
+    expected = torch.einsum("nhqk,nkhd->nqhd", scores.softmax(-1), v.double())
+    near = {torch.float16: 3e-3, torch.float32: 3e-6, torch.float64: 1e-13}[dtype]
+    torch.testing.assert_close(out.double(), expected, rtol=near, atol=near)
+
+
+@needs_native
 @pytest.mark.parametrize("scale", [1.0, -1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scores_near_the_largest_number(dtype: torch.dtype, scale: float) -> None:
