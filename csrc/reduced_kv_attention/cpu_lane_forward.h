@@ -20,7 +20,7 @@ struct LaneForward {
   static constexpr int64_t kLane = kLanes<A>;
   static constexpr int64_t kTile = kPanel * kLane;  // queries
   static constexpr int64_t kRows = kTile;
-  static constexpr int64_t kBlock = 96;  // keys: 24 KB of scores
+  static constexpr int64_t kBlock = 64;  // keys: 16 KB of scores
   // Queries change their sign with the scale; scores are scaled as the backward pass does it.
   static constexpr bool kSignsQueries = sizeof(A) == sizeof(float);
 
