@@ -1,4 +1,4 @@
-"""Convolutions of the frozen form by Winograd's algorithm; see csrc/inference/cpu_winograd.h."""
+"""Convolutions of the frozen form by Winograd's algorithm; see csrc/common/cpu_winograd.h."""
 
 from __future__ import annotations
 

@@ -20,9 +20,6 @@ inline constexpr int64_t kDepth = 192;  // rows of a panel: 24 KB, half of what 
 // Each is packed just before it is multiplied, into the first cache.
 inline constexpr int64_t kGroup = 16;
 inline constexpr int64_t kPackedNumbers = 96 << 10;  // of A: for float32 416 KB of the second cache
-inline constexpr int64_t kLine = 64;
-// C of fewer bytes stays in cache: its reader finds it there.
-inline constexpr int64_t kStreamedBytes = 256 << 10;
 
 // Rows [k0, k0 + depth) of B's columns [n0, n0 + 2 kLanes), zeros past the last column.
 template <class A>
@@ -117,15 +114,6 @@ struct PackedRows {
   bool streams;           // C goes past the caches
   Fetched& fetched;
 };
-
-template <class A>
-CLIPWEATHER_INLINE void store_past(A* p, Vector<A> v) {
-#if defined(__AVX512F__)
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
-#else
-  store(p, v);
-#endif
-}
 
 // Not inlined: every kind of operands would have its own copies of all of them.
 template <int kRows, bool kFetches, bool kByStep, class A>
@@ -331,9 +319,7 @@ inline void multiply_panels(const Product<A>& p, const Operands& operands, const
       }
     }
   }
-#if defined(__AVX512F__)
-  if (plan.streams) _mm_sfence();
-#endif
+  if (plan.streams) streams_end();
 }
 
 template <class A, class Operands>

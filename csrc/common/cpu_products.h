@@ -15,6 +15,25 @@ inline constexpr int kRowsAtOnce = 12;
 inline constexpr int kRowsAtOnce = 6;
 #endif
 
+inline constexpr int64_t kLine = 64;
+// Results of fewer bytes stay in cache: their reader finds them there.
+inline constexpr int64_t kStreamedBytes = 256 << 10;
+
+// A whole line that goes past the caches, and what makes such lines seen by other threads.
+template <class A>
+CLIPWEATHER_INLINE void store_past(A* p, Vector<A> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#else
+  store(p, v);
+#endif
+}
+inline void streams_end() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
 // Number (m, k) of A is a[m * a_row + k * a_column]; B is (K, N), its rows b_row apart, or, where
 // it is stored transposed, (N, K); C is (M, N), dense.
 template <class A>

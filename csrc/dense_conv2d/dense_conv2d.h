@@ -4,7 +4,7 @@
 // windows: row m of the matrix `windows` (M, k * k * C) holds what coarse pixel m sees of the fine
 // image; where both images have multiples of kImplicitChannels it need not be in memory. By
 // Winograd's F(2x2, 3x3): tiles of 2x2 output pixels become 16 matrices `tiles` (16, T, C), and the
-// kernels 16 matrices (16, C', C).
+// kernels 16 matrices (16, C', C); by F(4x2, 3x3) not all of them need be in memory.
 #pragma once
 
 #include <cstdint>
@@ -69,17 +69,20 @@ struct DenseConv2dGradientArgs {
   int threads;
 };
 
-// What a product with windows that are never in memory computes.
+// What a convolution as a whole computes.
 enum class DenseConv2dWanted : int {
   kCoarse = 0,  // of fine, weight, bias
   kFine = 1,    // of coarse, weight, bias
   kWeight = 2,  // of coarse, fine
 };
 
+// Channels of both images are multiples of it where windows are never in memory.
 inline constexpr int64_t kImplicitChannels = 32;
+// By Winograd's F(4x4, 3x3) both images have at most so many.
+inline constexpr int64_t kFusedChannels = 4096;
 
-// The weight is (channels, k, k, c). size.c and channels are multiples of kImplicitChannels.
-struct DenseConv2dImplicitArgs {
+// The weight is (channels, k, k, c).
+struct DenseConv2dWholeArgs {
   const void *coarse, *fine, *weight;
   const void* bias;  // of the wanted image's channels, or null
   void* out;
@@ -92,7 +95,8 @@ struct DenseConv2dImplicitArgs {
 }  // namespace clipweather
 
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_windows, DenseConv2dArgs)
-CLIPWEATHER_CPU_KERNEL(dense_conv2d_implicit, DenseConv2dImplicitArgs)
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_winograd, DenseConv2dArgs)
+CLIPWEATHER_CPU_KERNEL(dense_conv2d_implicit, DenseConv2dWholeArgs)
+CLIPWEATHER_CPU_KERNEL(dense_conv2d_fused_winograd, DenseConv2dWholeArgs)
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_products, DenseConv2dProductArgs)
 CLIPWEATHER_CPU_KERNEL(dense_conv2d_gradients, DenseConv2dGradientArgs)

@@ -22,19 +22,31 @@ void step(int which, Address in, Address bias, Address out, const std::array<int
 
 // size: n, h, w, c, rows, columns, kernel, stride, padding, channels. What is wanted needs no
 // address but `out`.
-void implicit(int wanted, Address coarse, Address fine, Address weight, Address bias, Address out,
-              const std::array<int64_t, 10>& size, int dtype, int threads) {
-  const DenseConv2dImplicitArgs args{pointer<void>(coarse),
-                                     pointer<void>(fine),
-                                     pointer<void>(weight),
-                                     pointer<void>(bias),
-                                     pointer<void>(out),
-                                     {size[0], size[1], size[2], size[3], size[4], size[5], size[6],
-                                      size[7], size[8], static_cast<DType>(dtype)},
-                                     size[9],
-                                     static_cast<DenseConv2dWanted>(wanted),
-                                     threads};
+DenseConv2dWholeArgs whole(int wanted, const std::array<Address, 5>& images,
+                           const std::array<int64_t, 10>& size, int dtype, int threads) {
+  const auto& [coarse, fine, weight, bias, out] = images;
+  return {pointer<void>(coarse),
+          pointer<void>(fine),
+          pointer<void>(weight),
+          pointer<void>(bias),
+          pointer<void>(out),
+          {size[0], size[1], size[2], size[3], size[4], size[5], size[6], size[7], size[8],
+           static_cast<DType>(dtype)},
+          size[9],
+          static_cast<DenseConv2dWanted>(wanted),
+          threads};
+}
+
+void implicit(int wanted, const std::array<Address, 5>& images, const std::array<int64_t, 10>& size,
+              int dtype, int threads) {
+  const DenseConv2dWholeArgs args = whole(wanted, images, size, dtype, threads);
   CLIPWEATHER_CPU_CALL(dense_conv2d_implicit, args);
+}
+
+void fused_winograd(int wanted, const std::array<Address, 5>& images,
+                    const std::array<int64_t, 10>& size, int dtype, int threads) {
+  const DenseConv2dWholeArgs args = whole(wanted, images, size, dtype, threads);
+  CLIPWEATHER_CPU_CALL(dense_conv2d_fused_winograd, args);
 }
 
 // size: count, m, n, k.
@@ -75,6 +87,8 @@ CLIPWEATHER_BINDINGS(dense_conv2d) {
   module.def("dense_conv2d_step_cpu", &clipweather::step,
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("dense_conv2d_implicit_cpu", &clipweather::implicit,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("dense_conv2d_fused_winograd_cpu", &clipweather::fused_winograd,
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("dense_conv2d_products_cpu", &clipweather::products,
              pybind11::call_guard<pybind11::gil_scoped_release>());

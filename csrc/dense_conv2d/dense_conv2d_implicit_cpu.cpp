@@ -76,7 +76,7 @@ struct WindowsTimesTaps : WindowsTimesMatrix<A> {
 };
 
 template <class A>
-Product<A> product(const DenseConv2dImplicitArgs& args) {
+Product<A> product(const DenseConv2dWholeArgs& args) {
   static_assert(kImplicitChannels % (2 * kLanes<A>) == 0, "panels end where channels do");
   Product<A> p{};  // a_row stays 0: windows are packed as rows
   p.bias = static_cast<const A*>(args.bias), p.c = static_cast<A*>(args.out);
@@ -85,7 +85,7 @@ Product<A> product(const DenseConv2dImplicitArgs& args) {
 }
 
 template <class A>
-ImplicitWindows<A> windows_of_fine(const DenseConv2dImplicitArgs& args) {
+ImplicitWindows<A> windows_of_fine(const DenseConv2dWholeArgs& args) {
   const DenseConv2dSizes& s = args.size;
   ImplicitWindows<A> windows;
   windows.image = static_cast<const A*>(args.fine);
@@ -97,7 +97,7 @@ ImplicitWindows<A> windows_of_fine(const DenseConv2dImplicitArgs& args) {
 }
 
 template <class A>
-void coarse_of_fine(const DenseConv2dImplicitArgs& args) {
+void coarse_of_fine(const DenseConv2dWholeArgs& args) {
   const ImplicitWindows<A> windows = windows_of_fine<A>(args);
   Product<A> p = product<A>(args);
   p.b = static_cast<const A*>(args.weight);
@@ -107,7 +107,7 @@ void coarse_of_fine(const DenseConv2dImplicitArgs& args) {
 }
 
 template <class A>
-void weight_of_both(const DenseConv2dImplicitArgs& args) {
+void weight_of_both(const DenseConv2dWholeArgs& args) {
   const ImplicitWindows<A> windows = windows_of_fine<A>(args);
   Product<A> p = product<A>(args);
   p.a = static_cast<const A*>(args.coarse), p.a_row = 1, p.a_column = args.channels;
@@ -118,7 +118,7 @@ void weight_of_both(const DenseConv2dImplicitArgs& args) {
 }
 
 template <class A>
-void fine_of_coarse(const DenseConv2dImplicitArgs& args) {
+void fine_of_coarse(const DenseConv2dWholeArgs& args) {
   const DenseConv2dSizes& s = args.size;
   const Buffer<int64_t> pixels(s.n * ceil_div(s.h, s.stride) * ceil_div(s.w, s.stride));
   for (int64_t phase = 0; phase < s.stride * s.stride; ++phase) {
@@ -149,7 +149,7 @@ void fine_of_coarse(const DenseConv2dImplicitArgs& args) {
 }
 
 template <class A>
-void implicit(const DenseConv2dImplicitArgs& args) {
+void implicit(const DenseConv2dWholeArgs& args) {
   switch (args.wanted) {
     case DenseConv2dWanted::kCoarse:
       return coarse_of_fine<A>(args);
@@ -162,7 +162,7 @@ void implicit(const DenseConv2dImplicitArgs& args) {
 
 }  // namespace
 
-void dense_conv2d_implicit(const DenseConv2dImplicitArgs& args) {
+void dense_conv2d_implicit(const DenseConv2dWholeArgs& args) {
   if (args.size.dtype == DType::kFloat64)
     implicit<double>(args);
   else
@@ -179,7 +179,7 @@ void dense_conv2d_implicit(const DenseConv2dImplicitArgs& args) {
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
 
-void dense_conv2d_implicit(const DenseConv2dImplicitArgs&) {
+void dense_conv2d_implicit(const DenseConv2dWholeArgs&) {
   throw std::logic_error("dense_conv2d_implicit is for AVX-512 without AMX");
 }
 

@@ -1,5 +1,5 @@
 // Convolutions of a finished network by Winograd's algorithm, with what follows them: bias, ReLU,
-// sums. Fewer multiplications than a direct convolution: see cpu_winograd.h.
+// sums. Fewer multiplications than a direct convolution: see common/cpu_winograd.h.
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,7 @@
 #include "inference/cpu_pairs.h"
 #include "inference/cpu_panel_parts.h"
 #include "inference/cpu_panels.h"
-#include "inference/cpu_winograd.h"
+#include "inference/cpu_winograd_layers.h"
 #include "inference/winograd.h"
 
 namespace clipweather {

@@ -54,6 +54,12 @@ class TestDenseConv2d(OpTests):
         "same_of_many_pixels": {**SAME, "shape": (2, 5, 9, 8), "out": 6},
         "same_of_many_pixels_and_odd_sides": {**SAME, "shape": (1, 33, 13, 11), "out": 19},
         "same_of_a_long_row": {**SAME, "shape": (3, 17, 1, 47), "out": 4},
+        # As the AMX path, with all points in memory.
+        "same_of_too_many_channels": {**SAME, "shape": (1, 1, 2, 3), "out": 4100},
+        # More than what is at Winograd's points at once: tiles, channels read, gradients given.
+        "same_of_many_tiles": {**SAME, "shape": (2, 5, 35, 36), "out": 6},
+        "same_of_many_channels": {**SAME, "shape": (1, 131, 5, 6), "out": 124},
+        "same_of_many_given_channels": {**SAME, "shape": (1, 3, 21, 18), "out": 1020},
         # With multiples of 32 channels windows are never in memory, but for float32 by AMX.
         "halving_of_whole_panels": {
             "k": 3,
@@ -199,7 +205,10 @@ def test_reference_is_the_formula() -> None:
     ("shape", "weight", "options", "chosen", "by_amx"),
     [
         ((4, 64, 8, 8), (64, 64, 3, 3), {"padding": 1}, "cpu", "cpu"),
-        ((4, 64, 512, 512), (64, 64, 3, 3), {"padding": 1}, "reference", "reference"),  # 1 GiB
+        ((4, 64, 512, 512), (64, 64, 3, 3), {"padding": 1}, "cpu", "reference"),  # 1 GiB of tiles
+        ((4, 32, 8, 8), (48, 32, 3, 3), {"padding": 1}, "cpu", "reference"),
+        ((4, 24, 8, 8), (64, 24, 3, 3), {"padding": 1}, "reference", "reference"),
+        ((1, 64, 8, 8), (5000, 64, 3, 3), {"padding": 1}, "cpu", "cpu"),
         ((4, 16, 8, 8), (16, 16, 3, 3), {"padding": 1}, "reference", "reference"),
         ((4, 512, 2, 2), (512, 64, 4, 4), {**UP, "k": None}, "cpu", "cpu"),
         ((4, 512, 8, 8), (512, 64, 4, 4), {**UP, "k": None}, "reference", "cpu"),
@@ -263,13 +272,17 @@ def test_windows_that_are_never_in_memory_are_chosen_where_they_win(
     assert answers[chosen] == "yes (chosen)"
 
 
-def test_windows_that_are_never_in_memory_are_the_same_on_any_number_of_threads() -> None:
+def test_what_is_never_in_memory_is_the_same_on_any_number_of_threads() -> None:
     if _native.why_not_loaded():
         pytest.skip(_native.why_not_loaded() or "")
     torch.manual_seed(0)
-    # More rows than are packed at once.
+    # More rows than are packed at once, and more tiles.
     x = torch.randn(2, 64, 34, 34, requires_grad=True)
-    layers = nn.Conv2d(64, 96, 3, stride=2, padding=1), nn.ConvTranspose2d(64, 96, 4, 2, 1)
+    layers = (
+        nn.Conv2d(64, 96, 3, stride=2, padding=1),
+        nn.ConvTranspose2d(64, 96, 4, 2, 1),
+        nn.Conv2d(64, 250, 3, padding=1),
+    )
     threads = torch.get_num_threads()
     for layer in layers:
         found = []
@@ -280,12 +293,12 @@ def test_windows_that_are_never_in_memory_are_the_same_on_any_number_of_threads(
                     x,
                     layer.weight,
                     layer.bias,
-                    stride=2,
+                    stride=layer.stride[0],
                     padding=1,
                     transposed=isinstance(layer, nn.ConvTranspose2d),
                     backend="cpu",
                 )
-                grads = torch.autograd.grad(y.square().sum(), (x, layer.weight))
+                grads = torch.autograd.grad(y, (x, layer.weight), torch.cos(y))
             finally:
                 torch.set_num_threads(threads)
             found.append((y, *grads))

@@ -1,14 +1,17 @@
 """dense_conv2d on the CPU: matrix products, and the steps around them.
 
-Four ways. A 1×1 kernel is one product. As windows (any kernel): pixels of the coarse image (M, C)
+Five ways. A 1×1 kernel is one product. As windows (any kernel): pixels of the coarse image (M, C)
 and their windows of the fine one (M, k·k·C') meet in the weight as it lies, (C, k·k·C') in
 channels-last memory, which is the same matrix for a convolution and for a transposed one. So, but
 with windows that are never in memory: see csrc/dense_conv2d/dense_conv2d_implicit_cpu.cpp. By
-Winograd (3×3, stride 1, padding 1): see csrc/dense_conv2d/dense_conv2d_winograd_cpu.cpp.
+Winograd (3×3, stride 1, padding 1), with all points in memory: see
+csrc/dense_conv2d/dense_conv2d_winograd_cpu.cpp; or never, in float32 without AMX: see
+csrc/dense_conv2d/dense_conv2d_fused_winograd_cpu.cpp.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import torch
@@ -25,6 +28,8 @@ WINOGRAD_PIXELS = 128
 #: As kImplicitChannels of csrc/dense_conv2d/dense_conv2d.h: both images have multiples of it where
 #: windows are never in memory.
 IMPLICIT_CHANNELS = 32
+#: As kFusedChannels there: neither image has more where Winograd's points are never all in memory.
+FUSED_CHANNELS = 4096
 
 
 class Wanted(IntEnum):
@@ -62,7 +67,14 @@ def forward(
     bias = None if bias is None else bias.contiguous()
     with filled(y, image=True) as to_y:
         assert to_y is not None
-        if _by_winograd(x, weight, stride, padding, transposed):
+        kernel = _whole(x, weight, stride, padding, transposed)
+        if kernel is not None:
+            fine, coarse = (None, x) if transposed else (x, None)
+            wanted = Wanted.FINE if transposed else Wanted.COARSE
+            shapes = (y.shape, x.shape) if transposed else (x.shape, y.shape)
+            images = coarse, fine, weight, bias, to_y
+            _run_whole(kernel, wanted, images, shapes, weight, stride, padding)
+        elif _by_winograd(x, weight, stride, padding, transposed):
             tiles = _tiles(Step.TILES_OF_INPUT, x)
             products = tiles.new_empty(*tiles.shape[:2], y.shape[1])
             _multiply(tiles, _kernels(weight), products, b_transposed=True)
@@ -70,12 +82,6 @@ def forward(
         elif _is_product(weight, stride, padding):
             matrix = weight.flatten(1)
             _multiply(_pixels(x), matrix, _pixels(to_y), bias, b_transposed=not transposed)
-        elif is_implicit(weight):
-            fine, coarse = (None, x) if transposed else (x, None)
-            wanted = Wanted.FINE if transposed else Wanted.COARSE
-            shapes = (y.shape, x.shape) if transposed else (x.shape, y.shape)
-            images = coarse, fine, weight, bias, to_y
-            _run_implicit(wanted, images, shapes, weight, stride, padding)
         elif transposed:
             pixels, matrix = _pixels(x), _matrix(weight)
             windows = x.new_empty(pixels.shape[0], matrix.shape[1])
@@ -109,19 +115,22 @@ def backward(
             return
         if wanted_bias is not None:
             linear_gradients(_pixels(grad_y), None, None, (None, None, wanted_bias))
+        fine, coarse = (grad_y, x) if transposed else (x, grad_y)
+        kernel = _whole(x, weight, stride, padding, transposed)
+        if kernel is not None:
+            wanted = Wanted.COARSE if transposed else Wanted.FINE
+            for what, to in ((wanted, to_x), (Wanted.WEIGHT, to_weight)):
+                images = coarse, fine, weight, None, to
+                _run_whole(
+                    kernel, what, images, (fine.shape, coarse.shape), weight, stride, padding
+                )
+            return
         if _by_winograd(x, weight, stride, padding, transposed):
             _backward_by_winograd(grad_y, x, weight, to_x, to_weight)
             return
         if _is_product(weight, stride, padding):
             _multiply(_pixels(x), _pixels(grad_y), to_weight.flatten(1), a_transposed=True)
             _multiply(_pixels(grad_y), weight.flatten(1), _pixels(to_x), b_transposed=True)
-            return
-        fine, coarse = (grad_y, x) if transposed else (x, grad_y)
-        if is_implicit(weight):
-            wanted = Wanted.COARSE if transposed else Wanted.FINE
-            for what, to in ((wanted, to_x), (Wanted.WEIGHT, to_weight)):
-                images = coarse, fine, weight, None, to
-                _run_implicit(what, images, (fine.shape, coarse.shape), weight, stride, padding)
             return
         windows = _windows(fine, coarse, weight, stride, padding)
         _multiply(_pixels(coarse), windows, _matrix(to_weight), a_transposed=True)
@@ -181,6 +190,25 @@ def _backward_by_winograd(
     _run(Step.WEIGHT_OF_TILES, kernels, grad_weight, weight.shape)
 
 
+def _whole(
+    x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool
+) -> Callable[..., None] | None:
+    """The kernel that computes all of such a convolution, if there is one."""
+    if not transposed and (weight.shape[-1], stride, padding) == (3, 1, 1):
+        fused = is_fused(weight)
+        return _native.core().dense_conv2d_fused_winograd_cpu if fused else None
+    if is_implicit(weight) and not _is_product(weight, stride, padding):
+        return _native.core().dense_conv2d_implicit_cpu
+    return None
+
+
+def is_fused(weight: Tensor) -> bool:
+    """Whether Winograd's points of such a weight are never all in memory."""
+    # AMX has products of large matrices; it was not measured with small ones.
+    fits = max(weight.shape[:2]) <= FUSED_CHANNELS and weight.dtype == torch.float32
+    return fits and not _native.matrix_unit()
+
+
 def _by_winograd(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool) -> bool:
     if transposed or (weight.shape[-1], stride, padding) != (3, 1, 1):
         return False
@@ -226,7 +254,8 @@ def _frame(
     return coarse.shape[2], coarse.shape[3], weight.shape[-1], stride, padding
 
 
-def _run_implicit(
+def _run_whole(
+    kernel: Callable[..., None],
     wanted: Wanted,
     images: tuple[Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor],
     shapes: tuple[torch.Size, torch.Size],
@@ -236,9 +265,9 @@ def _run_implicit(
 ) -> None:
     """Fills the last of (coarse, fine, weight, bias, out); shapes: of the fine and coarse image."""
     (n, c, h, w), coarse = shapes
-    _native.core().dense_conv2d_implicit_cpu(
+    kernel(
         int(wanted),
-        *map(_native.address, images),
+        tuple(map(_native.address, images)),
         (n, h, w, c, *coarse[2:], weight.shape[-1], stride, padding, coarse[1]),
         _native.DTYPE_CODES[weight.dtype],
         torch.get_num_threads(),

@@ -27,12 +27,16 @@ IMPLICIT_PIXELS = 512
 FEW_ROWS = 256
 #: Below so many input or output channels Winograd's transforms cost what its products save.
 ENOUGH_CHANNELS = 64
+#: The same where Winograd's points are never all in memory: with 32 a gain of a fifth, with 24 a
+#: loss of a tenth.
+ENOUGH_FUSED_CHANNELS = 32
 #: Fewer rows or channels are not multiplied faster in float32, see csrc/common/cpu_matrix_parts.h,
 #: and by AMX fewer products are done in the time of the call.
 FEWEST_ROWS, FEWEST_CHANNELS, ENOUGH_PRODUCTS = 16, 32, 1 << 22
 #: Up to so many pixels of the coarse image AMX multiplies windows faster than PyTorch convolves.
 MOST_PIXELS = 1 << 12
-#: Winograd's tiles are four times the image; larger than the cache, they cost what they save.
+#: Winograd's tiles are four times the image; in memory that the cache does not hold they cost what
+#: they save.
 LARGEST_TILES = 8 << 20
 
 
@@ -59,7 +63,10 @@ def _prefers(
     """The CPU kernels first where they were measured to win, else PyTorch's convolution."""
     n, _, h, w = x.shape
     k, enough = weight.shape[-1], min(weight.shape[:2]) >= ENOUGH_CHANNELS
-    if enough and not transposed and (k, stride, padding) == (3, 1, 1):
+    same = not transposed and (k, stride, padding) == (3, 1, 1)
+    if same and native_cpu.is_fused(weight) and min(weight.shape[:2]) >= ENOUGH_FUSED_CHANNELS:
+        return ("cpu",)
+    if same and enough:
         tiles = 4 * n * h * w * max(weight.shape[:2]) * x.element_size()
         return ("cpu",) if tiles <= LARGEST_TILES else ("reference",)
     rows = coarse_pixels(x, k, stride, padding, transposed)
@@ -168,8 +175,9 @@ def dense_conv2d(
     or, ``transposed``, the sum of what every pixel of ``x`` spreads to its window of ``y``. As
     PyTorch's ``conv2d`` and ``conv_transpose2d``, for square kernels without groups and dilation.
     The automatic choice takes the CPU kernels where they were measured to be faster: 3×3 kernels
-    of stride 1 in 64 channels and more (by Winograd's F(2×2, 3×3)), and images of at most 128
-    pixels at the coarser side (as one product of windows and weight). While gradients are enabled,
+    of stride 1, in float32 from 32 channels on (by Winograd's F(4×2, 3×3)), in float64 and with AMX
+    from 64 on (by F(2×2, 3×3)), and images of at most 128 pixels at the coarser side (as one
+    product of windows and weight). While gradients are enabled,
     in float32: with AVX-512 up to 512 pixels, for strides from 2 on and 64 channels and more, in
     multiples of 32; with AMX up to 4096, and 1×1 kernels too, and 3×3 kernels of stride 1 as such
     a product up to 128 pixels.
@@ -195,7 +203,8 @@ def dense_conv2d(
         Products are summed in the dtype of ``x``; by AMX each as six of bfloat16, as exactly, but
         an infinite operand gives NaN (csrc/common/cpu_matrix_parts.h). What lies beyond the borders
         may be multiplied as zeros, so that an infinite weight gives NaN there. Winograd's sums have
-        an error of about twice that of plain ones.
+        an error of at most about twice that of plain ones, and a number that is not finite reaches
+        its neighbours within a tile of 4×2.
 
     Reference:
         "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308).
