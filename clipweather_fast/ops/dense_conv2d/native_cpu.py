@@ -67,7 +67,7 @@ def forward(
     bias = None if bias is None else bias.contiguous()
     with filled(y, image=True) as to_y:
         assert to_y is not None
-        kernel = _whole(x, weight, stride, padding, transposed)
+        kernel = _whole(weight, stride, padding, transposed)
         if kernel is not None:
             fine, coarse = (None, x) if transposed else (x, None)
             wanted = Wanted.FINE if transposed else Wanted.COARSE
@@ -116,7 +116,7 @@ def backward(
         if wanted_bias is not None:
             linear_gradients(_pixels(grad_y), None, None, (None, None, wanted_bias))
         fine, coarse = (grad_y, x) if transposed else (x, grad_y)
-        kernel = _whole(x, weight, stride, padding, transposed)
+        kernel = _whole(weight, stride, padding, transposed)
         if kernel is not None:
             wanted = Wanted.COARSE if transposed else Wanted.FINE
             for what, to in ((wanted, to_x), (Wanted.WEIGHT, to_weight)):
@@ -191,15 +191,16 @@ def _backward_by_winograd(
 
 
 def _whole(
-    x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool
+    weight: Tensor, stride: int, padding: int, transposed: bool
 ) -> Callable[..., None] | None:
     """The kernel that computes all of such a convolution, if there is one."""
+    kernel: Callable[..., None] | None = None
     if not transposed and (weight.shape[-1], stride, padding) == (3, 1, 1):
-        fused = is_fused(weight)
-        return _native.core().dense_conv2d_fused_winograd_cpu if fused else None
-    if is_implicit(weight) and not _is_product(weight, stride, padding):
-        return _native.core().dense_conv2d_implicit_cpu
-    return None
+        if is_fused(weight):
+            kernel = _native.core().dense_conv2d_fused_winograd_cpu
+    elif is_implicit(weight) and not _is_product(weight, stride, padding):
+        kernel = _native.core().dense_conv2d_implicit_cpu
+    return kernel
 
 
 def is_fused(weight: Tensor) -> bool:
