@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from clipweather_fast.modules import SARFFN, ConvMlp
 from clipweather_fast.modules._construction import initialise
 from clipweather_fast.modules._convolution import convolved
+from clipweather_fast.modules._joined_blocks import plus_attention, plus_feed_forward
 from clipweather_fast.modules._joint import joined_rims
+from clipweather_fast.modules._observation import untouched
 from clipweather_fast.modules._tokens import as_image, as_tokens
 
 __all__ = ["Block", "DropPath", "FeedForward", "PatchEmbed", "drop_path_rates", "layer_norm"]
@@ -39,11 +42,16 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch (N, …), or what is left of it."""
+        kept = self.kept(x)
+        return x if kept is None else x * kept
+
+    def kept(self, x: Tensor) -> Tensor | None:
+        """What a branch like ``x`` is multiplied by, (N, 1, …); None: all of it stays."""
         if not self.training or self.rate == 0.0:
-            return x
+            return None
         keep = 1.0 - self.rate
         kept = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
-        return x * kept.div_(keep)
+        return kept.div_(keep)
 
     def extra_repr(self) -> str:
         """The rate."""
@@ -97,15 +105,43 @@ class Block(nn.Module):
             prior: what the attention takes besides.
             residuals: where the feed-forward has a spatially-adaptive residual, it is added here.
         """
-        x = x + self.drop_path(self.attn(self.norm1(x), H, W, *prior))
+        x = self._plus_attention(x, H, W, prior)
+        x = self._plus_feed_forward(x, H, W, residuals)
+        joined_rims(self, as_image(x, H, W))
+        return x
+
+    def _plus_attention(
+        self, x: Tensor, H: int, W: int, prior: tuple[Tensor | None, ...]
+    ) -> Tensor:
+        if not prior and self._may_join():
+            whole = plus_attention(x, (H, W), self.norm1, self.attn, self.drop_path.kept)
+            if whole is not None:
+                return whole
+        branch: Tensor = self.drop_path(self.attn(self.norm1(x), H, W, *prior))
+        return x + branch
+
+    def _plus_feed_forward(
+        self, x: Tensor, H: int, W: int, residuals: list[Tensor] | None
+    ) -> Tensor:
+        listed = None if not isinstance(self.mlp, SARFFN) else residuals
+        if listed is None and self._may_join():
+            whole = plus_feed_forward(x, (H, W), self.norm2, self.mlp, self.drop_path.kept)
+            if whole is not None:
+                return whole
         hidden = self.norm2(x)
         y: Tensor
-        if residuals is None or not isinstance(self.mlp, SARFFN):
+        if listed is None:
             y = self.mlp(hidden, H, W)
         else:
             y, residual = self.mlp(hidden, H, W, return_residual=True)
-            residuals.append(residual)
+            listed.append(residual)
         branch: Tensor = self.drop_path(y)
-        x = x + branch
-        joined_rims(self, as_image(x, H, W))
-        return x
+        return x + branch
+
+    def _may_join(self) -> bool:
+        """Whether gradients may be asked for, and nobody has a say in what drops branches."""
+        return (
+            torch.is_grad_enabled()
+            and type(self.drop_path) is DropPath
+            and untouched(self.drop_path)
+        )

@@ -354,7 +354,7 @@ class FrozenMixer:
     """Everything between the Linear layers of a SARFFN: the operator sar_mixer, called directly."""
 
     def __init__(self, mlp: SARFFN) -> None:
-        parameters, self.gate = mlp._mixer_arguments()
+        parameters, self.gate = mlp.mixer_arguments()
         self.kernels, self.kernel_size = parameters[4].shape[0], parameters[4].shape[-1]
         self.parameters = [dense_parameter(p, torch.float32) for p in parameters]
         self.addresses = [_native.address(p) for p in self.parameters]

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipweather_fast.modules._observation import observed
+from clipweather_fast.modules._observation import untouched
 from clipweather_fast.ops._backends import requested_backend
 from clipweather_fast.ops._direct import dispatcher_idle
 from clipweather_fast.ops.dense_conv2d.linear import linear_product
 from clipweather_fast.ops.dense_conv2d.op import product_pays
 
-__all__ = ["gains", "linear", "mixed", "unwatched"]
+__all__ = ["gains", "linear", "mixed", "takes", "unwatched"]
 
 
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -39,13 +39,16 @@ def mixed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def unwatched(*layers: nn.Module) -> bool:
     """Whether these are PyTorch's own Linear layers, and nobody patches or listens to one."""
-    return not observed(*layers) and all(
-        type(layer) is nn.Linear and "forward" not in vars(layer) for layer in layers
-    )
+    return untouched(*layers) and all(type(layer) is nn.Linear for layer in layers)
 
 
 def gains(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether our product takes ``x`` (N, L, C) times ``weight`` (C', C), and is faster."""
+    return takes(x, weight, bias) and product_pays(x.shape[0] * x.shape[1], weight)
+
+
+def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether our product takes ``x`` (N, L, C) times ``weight`` (C', C), and nobody has a say."""
     return (
         x.is_cpu
         and weight.is_cpu
@@ -56,7 +59,6 @@ def gains(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and requested_backend() in ("auto", "cpu")
         and dispatcher_idle((x, weight, bias))
-        and product_pays(x.shape[0] * x.shape[1], weight)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["observed"]
+__all__ = ["observed", "untouched"]
 
 
 def observed(*modules: nn.Module) -> bool:
@@ -20,3 +20,8 @@ def observed(*modules: nn.Module) -> bool:
         or module._backward_pre_hooks
         for module in modules
     )
+
+
+def untouched(*modules: nn.Module) -> bool:
+    """Whether nobody listens to any of these, or put another ``forward`` into one."""
+    return not observed(*modules) and all("forward" not in vars(module) for module in modules)

@@ -115,9 +115,9 @@ class SARFFN(ConvMlp):
             ValueError: if ``x`` is not (N, H·W, dim).
         """
         check(type(self).__name__, x, H, W)
-        if not return_residual and joins(x, self.fc1, self.fc2) and self._joined():
+        if not return_residual and joins(x, self.fc1, self.fc2) and self.is_single_step():
             layers = self.fc1, self.fc2
-            whole = mixer(x, (H, W), layers, *self._mixer_arguments())
+            whole = mixer(x, (H, W), layers, *self.mixer_arguments())
             if whole is not None:
                 return whole
         z = as_image(linear(x, self.fc1), H, W)
@@ -129,7 +129,7 @@ class SARFFN(ConvMlp):
         hidden, residual = self._mixed(z, return_residual)
         return self._project(hidden), residual if self.sign > 0 else -residual
 
-    def _joined(self) -> bool:
+    def is_single_step(self) -> bool:
         """Whether nothing but the operator is between the Linear layers, and nothing after them."""
         dropping = type(self.drop) is not nn.Dropout or (self.drop.training and self.drop.p > 0)
         return not (dropping or observed(self.drop) or self._stepwise())
@@ -146,10 +146,10 @@ class SARFFN(ConvMlp):
 
     def _mixed(self, z: Tensor, return_residual: bool) -> Any:
         """What is between the Linear layers, and R times the sign if wanted: one operator."""
-        parameters, gate = self._mixer_arguments()
+        parameters, gate = self.mixer_arguments()
         return ops.sar_mixer(z, *parameters, gate=gate, return_residual=return_residual)
 
-    def _mixer_arguments(self) -> tuple[tuple[Any, ...], str]:
+    def mixer_arguments(self) -> tuple[tuple[Any, ...], str]:
         """The operator's parameters in its order, and its gate."""
         sar = self.sar
         weight: Tensor = sar.weight

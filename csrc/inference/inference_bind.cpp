@@ -7,35 +7,10 @@
 #include "inference/encoder_input.h"
 #include "inference/linear.h"
 #include "inference/picture_tail.h"
-#include "inference/residual_norm.h"
 #include "inference/winograd.h"
 
 namespace clipweather {
 namespace {
-
-using Norm = std::tuple<Address, Address, double>;  // weight, bias, eps
-
-NormParameters norm_of(const Norm& norm) {
-  return {pointer<const float>(std::get<0>(norm)), pointer<const float>(std::get<1>(norm)),
-          static_cast<float>(std::get<2>(norm))};
-}
-
-void residual_norm(Address branch, int branch_type, Address residual, const Norm& before,
-                   const Norm& after, Address sum, Address normed, int normed_type, int64_t rows,
-                   int64_t c, int threads) {
-  ResidualNormArgs args{};
-  args.branch = pointer<const void>(branch);
-  args.residual = pointer<const float>(residual);
-  args.before = norm_of(before);
-  args.after = norm_of(after);
-  args.sum = pointer<float>(sum);
-  args.normed = pointer<void>(normed);
-  args.rows = rows, args.c = c;
-  args.branch_type = static_cast<DType>(branch_type);
-  args.normed_type = static_cast<DType>(normed_type);
-  args.threads = threads;
-  CLIPWEATHER_CPU_CALL(residual_norm, args);
-}
 
 using Layer = std::tuple<Address, Address>;  // weight, bias
 
@@ -161,8 +136,6 @@ CLIPWEATHER_BINDINGS(inference) {
   module.def("encoder_input_cpu", &clipweather::encoder_input,
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("picture_tail_cpu", &clipweather::picture_tail,
-             pybind11::call_guard<pybind11::gil_scoped_release>());
-  module.def("residual_norm_cpu", &clipweather::residual_norm,
              pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("linear_cpu", &clipweather::linear,
              pybind11::call_guard<pybind11::gil_scoped_release>());

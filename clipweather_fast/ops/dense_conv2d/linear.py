@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipweather_fast.ops._direct import dispatcher_idle
 from clipweather_fast.ops.dense_conv2d import native_cpu
+from clipweather_fast.ops.dense_conv2d.op import product_pays
 
 __all__ = ["Grads", "linear_gradients", "linear_product", "linear_values"]
 
@@ -34,7 +36,9 @@ def linear_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_values(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same of dense tensors, without a gradient."""
+    """The same of dense tensors, without a gradient; by PyTorch's product where that is faster."""
+    if not product_pays(x.shape[0] * x.shape[1], weight):
+        return F.linear(x, weight, bias)
     y = x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
     native_cpu.linear(x, weight, bias, y)
     return y
@@ -46,6 +50,8 @@ def linear_gradients(grad_y: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bo
         return None, None, None
     # Whoever keeps tensors for the backward pass may give them back in another order.
     grad_y, x, weight = grad_y.contiguous(), x.contiguous(), weight.contiguous()
+    if not product_pays(x.shape[0] * x.shape[1], weight):
+        return _differentiable(grad_y, x, weight, wanted)
     grad_x = torch.empty_like(x) if wanted[0] else None
     grad_weight = torch.empty_like(weight) if wanted[1] else None
     grad_bias = weight.new_empty(weight.shape[0]) if wanted[2] else None
@@ -68,7 +74,7 @@ class _LinearProduct(torch.autograd.Function):
 
 
 def _differentiable(grad_y: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]) -> Grads:
-    """The same for whoever differentiates, transforms or watches it."""
+    """The same by PyTorch, which whoever differentiates, transforms or watches it can see."""
     grad_x = grad_y @ weight if wanted[0] else None
     outputs, inputs = weight.shape
     grad_weight = grad_y.reshape(-1, outputs).T @ x.reshape(-1, inputs) if wanted[1] else None

@@ -28,6 +28,19 @@ struct ResidualNormArgs {
   int threads;
 };
 
+// Of normed = after(sum), in float32: the gradients of the sum and of the norm's parameters.
+struct ResidualNormBackwardArgs {
+  const float* grad_normed;  // (rows, C)
+  const float* grad_sum;     // (rows, C), what others who read the sum make of it, or null
+  const float* sum;          // (rows, C)
+  NormParameters after;      // its bias is not read
+  float* grad_x;             // (rows, C): through the norm, plus grad_sum, which it may be; or null
+  float *grad_weight, *grad_bias;  // (C), or null
+  int64_t rows, c;
+  int threads;
+};
+
 }  // namespace clipweather
 
 CLIPWEATHER_CPU_KERNEL(residual_norm, ResidualNormArgs)
+CLIPWEATHER_CPU_KERNEL(residual_norm_backward, ResidualNormBackwardArgs)

@@ -4,7 +4,7 @@
 #include "common/cpu_buffer.h"
 #include "common/cpu_threads.h"
 #include "common/cpu_vector.h"
-#include "inference/residual_norm.h"
+#include "residual_norm/residual_norm.h"
 
 namespace clipweather {
 namespace CLIPWEATHER_ISA {
