@@ -49,9 +49,10 @@ struct BackwardCut {
 };
 
 // One task's place in the image. Column i of a row of G is image column w0 - half + i; column i of
-// x in scratch is w0 - 2 half + i.
+// x in scratch is w0 - 2 half + i. Columns of G before `first` and from `last` on are zero: groups
+// of pixels begin with the image where a tile is as wide as that.
 struct Tile {
-  int64_t index, n, h0, h1, w0, w1, block0, block1;
+  int64_t index, n, h0, h1, w0, w1, block0, block1, first, last;
 
   Tile(const BackwardCut& cut, int64_t task, int64_t h, int64_t w, int64_t blocks) {
     const int64_t chunk = task % cut.chunks;
@@ -63,8 +64,24 @@ struct Tile {
     w1 = w0 + cut.tile < w ? w0 + cut.tile : w;
     block0 = chunk * cut.chunk;
     block1 = block0 + cut.chunk < blocks ? block0 + cut.chunk : blocks;
+    const bool whole = w0 == 0 && w1 == w;
+    first = whole ? cut.half : 0;
+    last = whole ? first + ceil_div(w, kGroup) * kGroup : cut.g_width;
   }
 };
+
+// Zeros where a row of G has no groups; banks lie g_width * kLanes apart.
+template <class A>
+CLIPWEATHER_INLINE void clear_ends(const BackwardCut& cut, const Tile& tile, int count, A* g) {
+  const auto zero = [](A* p, int64_t columns) {
+    std::memset(p, 0, static_cast<size_t>(columns * kLanes<A>) * sizeof(A));
+  };
+  if (tile.last - tile.first == cut.g_width) return;
+  for (int bank = 0; bank < count; ++bank, g += cut.g_width * kLanes<A>) {
+    zero(g, tile.first);
+    zero(g + tile.last * kLanes<A>, cut.g_width - tile.last);
+  }
+}
 
 template <class T, class V>
 CLIPWEATHER_INLINE V load_live(const T* p, int64_t live) {
@@ -73,25 +90,28 @@ CLIPWEATHER_INLINE V load_live(const T* p, int64_t live) {
              : load_first(p, live);
 }
 
-// x of the tile's block, widened to A, with its halo.
+// x of the tile's block, widened to A, with its halo; beyond the image scratch stays as it is.
 template <class T, class A>
 void fetch_tile(const Image<T>& image, const BackwardCut& cut, const Tile& tile, int64_t c,
                 int64_t live, A* scratch) {
-  const int64_t first = tile.w0 - 2 * cut.half;
+  const int64_t top = tile.h0 - 2 * cut.half, left = tile.w0 - 2 * cut.half;
+  const int64_t begin = left < 0 ? -left : 0;
+  const int64_t end = left + cut.x_width < image.w ? cut.x_width : image.w - left;
   for (int64_t i = 0; i < tile.h1 - tile.h0 + 4 * cut.half; ++i) {
-    const int64_t row = tile.h0 - 2 * cut.half + i;
-    A* out = scratch + i * cut.x_width * kLanes<A>;
-    for (int64_t j = 0; j < cut.x_width; ++j, out += kLanes<A>) {
-      const int64_t column = first + j;
-      if (row < 0 || row >= image.h || column < 0 || column >= image.w) {
-        store(out, Vector<A>{});
-        continue;
-      }
-      const T* in = image.data + (row * image.w + column) * image.c + c;
+    if (top + i < 0 || top + i >= image.h) continue;
+    A* out = scratch + (i * cut.x_width + begin) * kLanes<A>;
+    const T* in = image.data + ((top + i) * image.w + left + begin) * image.c + c;
+    for (int64_t j = begin; j < end; ++j, out += kLanes<A>, in += image.c) {
       store(out, load_live<T, Vector<A>>(in, live));
       __builtin_prefetch(in + kLanes<A>);  // the next block's turn comes when this one is done
     }
   }
+}
+
+// Zeros for what lies beyond the image.
+template <class A>
+void clear_tile(const BackwardCut& cut, A* scratch) {
+  std::memset(scratch, 0, static_cast<size_t>(cut.x_rows() * cut.x_width * kLanes<A>) * sizeof(A));
 }
 
 // acc[bank][pixel] for kGroup pixels; x: scratch at the group's first pixel and the kernel's first
@@ -121,54 +141,74 @@ CLIPWEATHER_INLINE void convolve_tile(const A* x, int64_t x_width, const Banks<A
       }
 }
 
-// One row of grad_x (pixels w0..w1 of row q) from the rows of G around it. g_row(i) is the row of G
-// that meets kernel row i; its banks lie g_width * kLanes apart.
-template <int kCount, int kSize, class T, class A, class Rows>
-CLIPWEATHER_INLINE void gather_row(const Rows& g_row, int64_t g_width, const Banks<A>& banks,
-                                   int64_t block, int64_t count_pixels, T* grad_x, int64_t stride,
-                                   int64_t live, bool accumulate) {
+// kPixels pixels of a row of grad_x from the rows of G around it, see gather_row.
+template <int kPixels, int kCount, int kSize, class A, class Rows>
+CLIPWEATHER_INLINE void gather_pixels(const Rows& g_row, int64_t first, int64_t g_width,
+                                      const Banks<A>& banks, const A* taps,
+                                      Vector<A> (&acc)[kPixels]) {
   const int count = kCount > 0 ? kCount : banks.count;
   const int size = kSize > 0 ? kSize : banks.kernel_size;
-  const A* taps = banks.taps_of(block);
-  for (int64_t first = 0; first < count_pixels; first += kGather) {
-    Vector<A> acc[kGather] = {};
 #pragma GCC unroll 3
-    for (int row = 0; row < size; ++row) {
-      const A* g = g_row(row) + first * kLanes<A>;
+  for (int row = 0; row < size; ++row) {
+    const A* g = g_row(row) + first * kLanes<A>;
 #pragma GCC unroll 9
-      for (int bank = 0; bank < count; ++bank) {
-        const A* bank_taps = taps + (row * count + bank) * size * kLanes<A>;
-        const A* bank_g = g + bank * g_width * kLanes<A>;
-        if constexpr (kSize > 0) {
-          Vector<A> tap[kSize];
+    for (int bank = 0; bank < count; ++bank) {
+      const A* bank_taps = taps + (row * count + bank) * size * kLanes<A>;
+      const A* bank_g = g + bank * g_width * kLanes<A>;
+      if constexpr (kSize > 0) {
+        Vector<A> tap[kSize];
 #pragma GCC unroll 3
-          for (int i = 0; i < kSize; ++i) tap[i] = load(bank_taps + i * kLanes<A>);
-          // Each value of G is loaded once and serves every pixel it reaches.
+        for (int i = 0; i < kSize; ++i) tap[i] = load(bank_taps + i * kLanes<A>);
+        // Each value of G is loaded once and serves every pixel it reaches.
 #pragma GCC unroll 10
-          for (int column = 0; column < kGather + kSize - 1; ++column) {
-            const Vector<A> value = load(bank_g + column * kLanes<A>);
+        for (int column = 0; column < kPixels + kSize - 1; ++column) {
+          const Vector<A> value = load(bank_g + column * kLanes<A>);
 #pragma GCC unroll 8
-            for (int p = 0; p < kGather; ++p)
-              if (p + kSize - 1 >= column && p <= column)
-                acc[p] += tap[p + kSize - 1 - column] * value;
-          }
-        } else {
-          for (int i = 0; i < size; ++i) {
-            const Vector<A> tap = load(bank_taps + i * kLanes<A>);
-            for (int p = 0; p < kGather; ++p)
-              acc[p] += tap * load(bank_g + (p - i + size - 1) * kLanes<A>);
-          }
+          for (int p = 0; p < kPixels; ++p)
+            if (p + kSize - 1 >= column && p <= column)
+              acc[p] += tap[p + kSize - 1 - column] * value;
+        }
+      } else {
+        for (int i = 0; i < size; ++i) {
+          const Vector<A> tap = load(bank_taps + i * kLanes<A>);
+          for (int p = 0; p < kPixels; ++p)
+            acc[p] += tap * load(bank_g + (p - i + size - 1) * kLanes<A>);
         }
       }
     }
-    const int64_t pixels = count_pixels - first < kGather ? count_pixels - first : kGather;
+  }
+}
+
+// One row of grad_x (pixels w0..w1 of row q) from the rows of G around it. g_row(i) is the row of G
+// that meets kernel row i; its banks lie g_width * kLanes apart. grad_x: the row's first pixel,
+// with `stride` to the next and `next_row` to the one below, which is fetched: rows come far apart.
+template <int kCount, int kSize, class T, class A, class Rows>
+CLIPWEATHER_INLINE void gather_row(const Rows& g_row, int64_t g_width, const Banks<A>& banks,
+                                   int64_t block, int64_t count_pixels, T* grad_x, int64_t stride,
+                                   int64_t next_row, int64_t live, bool accumulate) {
+  constexpr int kHalf = kGather / 2;
+  const A* taps = banks.taps_of(block);
+  const auto write = [&](const Vector<A>* acc, int64_t first, int64_t pixels) {
     for (int64_t p = 0; p < pixels; ++p) {
       T* out = grad_x + (first + p) * stride;
       const Vector<A> sum = accumulate ? acc[p] + load_live<T, Vector<A>>(out, live) : acc[p];
+      __builtin_prefetch(out + next_row, 1);
       if (live == kLanes<A>)
         store(out, sum);
       else
         store_first(out, sum, live);
+    }
+  };
+  for (int64_t first = 0; first < count_pixels; first += kGather) {
+    const int64_t pixels = count_pixels - first < kGather ? count_pixels - first : kGather;
+    if (pixels > kHalf) {
+      Vector<A> acc[kGather] = {};
+      gather_pixels<kGather, kCount, kSize>(g_row, first, g_width, banks, taps, acc);
+      write(acc, first, pixels);
+    } else {
+      Vector<A> acc[kHalf] = {};
+      gather_pixels<kHalf, kCount, kSize>(g_row, first, g_width, banks, taps, acc);
+      write(acc, first, pixels);
     }
   }
 }

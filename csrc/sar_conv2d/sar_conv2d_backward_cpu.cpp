@@ -83,6 +83,7 @@ class Backward {
     const int half = cut_.half;
     const int64_t ring = count_ * cut_.g_width * kLanes<A>;  // one row of G
     read_maps(tile, maps);
+    clear_tile(cut_, x);
     std::memset(
         t, 0, static_cast<size_t>(cut_.strip * cut_.tile * folding_.mixed * kLanes<A>) * sizeof(A));
     for (int64_t block = tile.block0; block < tile.block1; ++block) {
@@ -101,8 +102,8 @@ class Backward {
         if (i < 2 * half) continue;
         const auto rows = [&](int kernel_row) { return g + (i - kernel_row) % size_ * ring; };
         gather_row<kCount, kSize>(rows, cut_.g_width, banks_, block, tile.w1 - tile.w0,
-                                  grad_x + ((row - half) * s_.w + tile.w0) * s_.c + c, s_.c, live,
-                                  false);
+                                  grad_x + ((row - half) * s_.w + tile.w0) * s_.c + c, s_.c,
+                                  s_.w * s_.c, live, false);
       }
     }
     write_slopes(tile, task % cut_.chunks, t);
@@ -118,7 +119,8 @@ class Backward {
     }
     const int64_t plane = s_.h * s_.w * s_.c;
     const bool core_row = row >= tile.h0 && row < tile.h1;
-    for (int64_t first = 0; first < cut_.g_width; first += kGroup) {
+    clear_ends(cut_, tile, count_, g);
+    for (int64_t first = tile.first; first < tile.last; first += kGroup) {
       const int64_t column = tile.w0 - cut_.half + first;
       Vector<A> acc[kCount > 0 ? kCount : kMaxBanks][kGroup];
       convolve_tile<kCount, kSize>(x + (i * cut_.x_width + first) * kLanes<A>, cut_.x_width, banks_,

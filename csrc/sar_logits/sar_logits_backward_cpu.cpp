@@ -62,6 +62,7 @@ class Backward {
                          nullptr};
     T* grad_x = static_cast<T*>(args_.grad_x) + tile.n * plane;
     const int64_t ring = cut_.g_width * kLanes<A>;
+    clear_tile(cut_, x);
     for (int64_t block = tile.block0; block < tile.block1; ++block) {
       const int64_t c = block * kLanes<A>;
       const int64_t live = c + kLanes<A> <= s_.c ? int64_t{kLanes<A>} : s_.c - c;
@@ -79,8 +80,8 @@ class Backward {
         if (i < 2) continue;
         const auto rows = [&](int kernel_row) { return g + (i - kernel_row) % kSide * ring; };
         gather_row<1, kSide>(rows, cut_.g_width, banks, block, tile.w1 - tile.w0,
-                             grad_x + ((row - 1) * s_.w + tile.w0) * s_.c + c, s_.c, live,
-                             args_.accumulate);
+                             grad_x + ((row - 1) * s_.w + tile.w0) * s_.c + c, s_.c, s_.w * s_.c,
+                             live, args_.accumulate);
       }
     }
   }
@@ -96,7 +97,8 @@ class Backward {
     const A* pointwise = predictor_.pointwise_of(block);
     const A* grad_logits = static_cast<const A*>(args_.grad_logits);
     Vector<A> sums[kMaxKernels] = {};
-    for (int64_t first = 0; first < cut_.g_width; first += kGroup) {
+    clear_ends(cut_, tile, 1, g);
+    for (int64_t first = tile.first; first < tile.last; first += kGroup) {
       Vector<A> acc[1][kGroup];
       convolve_tile<1, kSide>(x + (i * cut_.x_width + first) * kLanes<A>, cut_.x_width,
                               predictor_.banks, block, acc);
