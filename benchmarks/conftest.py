@@ -17,6 +17,8 @@ from benchmarks.results import RESULTS, Store
 from benchmarks.subject import SCOPES
 
 _CACHE_BYTES = 32 << 20
+#: Of its limit a case of whole networks gets so many times at most.
+MOST_PACE = 2.5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--bench-minutes",
         type=float,
         default=38.0,
-        help="for all cases of whole networks; when they are slow, each gets less time",
+        help="for all cases of whole networks; when they are slow or few, each gets less or more",
     )
     group.addoption("--bench-results", type=Path, default=RESULTS, help="where complete runs go")
 
@@ -106,10 +108,11 @@ class Run:
         return self._store
 
     def pace(self, case: Any) -> float:
-        """The part of its limit that a case may use, so that all that follow have theirs too."""
+        """The part of its limit that a case may use, so that all that follow have theirs too; where
+        time is left over more than all of it, for rounds that agree with each other."""
         wanted = sum(self.limits.values())
         del self.limits[case.name]
-        return min(1.0, max(0.0, self._end - time.monotonic()) / wanted)
+        return min(MOST_PACE, max(0.0, self._end - time.monotonic()) / wanted)
 
     def record(self, topic: str, case: dict[str, Any]) -> None:
         """Keeps a case; the last one of a topic makes its file final."""

@@ -103,7 +103,7 @@ def run(case: PictureCase, device: str, most: int, pace: float = 1.0) -> dict[st
         case: what to measure.
         device: "cpu" or "cuda".
         most: rounds.
-        pace: the part of the limit that the run's own time leaves; under a half nothing is
+        pace: times the limit that the run's own time leaves; under a half nothing is
             compiled.
 
     Raises:
