@@ -17,8 +17,6 @@ from benchmarks.results import RESULTS, Store
 from benchmarks.subject import SCOPES
 
 _CACHE_BYTES = 32 << 20
-#: Of its limit a case of whole networks gets so many times at most.
-MOST_PACE = 2.5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -108,11 +106,12 @@ class Run:
         return self._store
 
     def pace(self, case: Any) -> float:
-        """The part of its limit that a case may use, so that all that follow have theirs too; where
-        time is left over more than all of it, for rounds that agree with each other."""
+        """The part of its limit that a case may use, so that all that follow have theirs too."""
+        from benchmarks.models.picture_contest import fitting_pace
+
         wanted = sum(self.limits.values())
         del self.limits[case.name]
-        return min(MOST_PACE, max(0.0, self._end - time.monotonic()) / wanted)
+        return fitting_pace(self._end - time.monotonic(), wanted, self.settings.device)
 
     def record(self, topic: str, case: dict[str, Any]) -> None:
         """Keeps a case; the last one of a topic makes its file final."""

@@ -376,6 +376,15 @@ def test_a_slow_case_gets_fewer_rounds_and_sides(monkeypatch: pytest.MonkeyPatch
     picture_contest._truth.cache_clear()
 
 
+def test_few_cases_get_the_time_left_on_a_cpu_alone() -> None:
+    pace = picture_contest.fitting_pace
+    assert pace(60.0, 120.0, "cpu") == pace(60.0, 120.0, "cuda") == 0.5
+    assert pace(240.0, 120.0, "cpu") == 2.0
+    assert pace(9000.0, 120.0, "cpu") == picture_contest.MOST_PACE
+    assert pace(9000.0, 120.0, "cuda") == 1.0
+    assert pace(-5.0, 120.0, "cpu") == 0.0
+
+
 def test_second_calls_are_of_all_sides_alike() -> None:
     first = {"ours": 2.0, "eager sdpa": 3.0, "openvino": 1.0, "eager": 9.0}
     chosen = picture_contest._with_second_calls

@@ -23,7 +23,15 @@ from benchmarks.models.picture_work import flops
 from clipweather_fast.speed import Times, in_turn
 from clipweather_fast.speed.clock import finisher
 
-__all__ = ["AS_PEOPLE_RUN", "PictureCase", "PictureSize", "checked", "pictures", "run"]
+__all__ = [
+    "AS_PEOPLE_RUN",
+    "PictureCase",
+    "PictureSize",
+    "checked",
+    "fitting_pace",
+    "pictures",
+    "run",
+]
 
 #: Largest difference in float32 at full size, for values in [0, 1].
 TOLERANCE = 1e-3
@@ -39,6 +47,8 @@ UNLIKE = "transweather"
 AS_PEOPLE_RUN = ("eager sdpa", "transweather float32")
 #: So many sides take part in every case: ours and the first other.
 ALWAYS = 2
+#: On a CPU a case gets its limit so many times at most.
+MOST_PACE = 2.5
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,15 @@ class Side:
     built_s: float
     first_s: float
     found: dict[str, Any]
+
+
+def fitting_pace(left_s: float, wanted_s: float, device: str) -> float:
+    """How many times its limit a case may use, by what is left of the run and what its cases want.
+
+    On a CPU more than once where time is left over, for rounds that agree with each other. Never on
+    a GPU: its rounds agree sooner, and the machine may be lent for minutes.
+    """
+    return min(MOST_PACE if device == "cpu" else 1.0, max(0.0, left_s) / wanted_s)
 
 
 def run(case: PictureCase, device: str, most: int, pace: float = 1.0) -> dict[str, Any]:
